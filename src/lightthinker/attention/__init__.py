@@ -1,0 +1,1 @@
+"""The paged attention function that unmodified Hugging Face models call, and its backends."""

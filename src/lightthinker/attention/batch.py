@@ -1,0 +1,51 @@
+"""What one engine step tells the attention function: rows, and where their keys live.
+
+Every token is a *row*: it sees the live tokens `lower <= i < upper` of its sequence except `excl_lo
+<= i < excl_hi`, where `i` counts the sequence's live tokens in order. Prefill, decode, gist and
+continue tokens are all rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+class Row(NamedTuple):
+    """Visibility of one token over its sequence's live tokens."""
+
+    lower: int
+    upper: int
+    excl_lo: int
+    excl_hi: int
+
+
+@dataclass(frozen=True)
+class SequenceRows:
+    """The rows of one sequence in this step, and the pages that hold its live tokens.
+
+    Attributes:
+        rows: Its rows, in token order.
+        indices: Original token index of each row.
+        pages: Page numbers, in order.
+        num_live: Live tokens once these rows are written.
+    """
+
+    rows: list[Row]
+    indices: list[int]
+    pages: list[int]
+    num_live: int
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """One step.
+
+    The sequences in row order, the slot that each row's KV goes to [T], its token index [T].
+    """
+
+    sequences: list[SequenceRows]
+    slot_mapping: torch.Tensor
+    token_index: torch.Tensor

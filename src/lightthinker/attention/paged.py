@@ -1,0 +1,117 @@
+"""`lt_paged`: the attention function that unmodified Hugging Face models call inside the engine.
+
+It is registered as an attention function only, never as a mask function, so models build no mask.
+Which keys a token sees comes from the step's rows, which the engine hands to the backend before the
+forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import torch
+from transformers.modeling_utils import AttentionInterface
+
+from lightthinker.attention.batch import PagedBatch
+from lightthinker.kvcache.pool import LayerShape
+
+PAGED_ATTENTION = "lt_paged"
+
+
+class AttentionBackend(Protocol):
+    """What stores and attends; see `TorchBackend` for the shapes."""
+
+    def prepare(self, batch: PagedBatch) -> None:
+        """Note the step's rows."""
+
+    def attend(
+        self,
+        layer: int,
+        query_THD: torch.Tensor,
+        key_THD: torch.Tensor,
+        value_THD: torch.Tensor,
+        *,
+        scaling: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Store keys and values of one layer and attend."""
+        ...
+
+
+class ShapeProbe:
+    """A backend that only notes what each layer would store; configs are not to be trusted."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, LayerShape] = {}
+
+    def prepare(self, batch: PagedBatch) -> None:
+        """Nothing to prepare."""
+
+    def attend(
+        self,
+        layer: int,
+        query_THD: torch.Tensor,
+        key_THD: torch.Tensor,
+        value_THD: torch.Tensor,
+        *,
+        scaling: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Note the shapes; the result is all zeros."""
+        self.shapes[layer] = LayerShape(key_THD.shape[1], key_THD.shape[2], value_THD.shape[2])
+        return query_THD.new_zeros(*query_THD.shape[:2], value_THD.shape[2])
+
+
+_backend: ContextVar[AttentionBackend | None] = ContextVar("lightthinker_backend", default=None)
+
+
+@contextmanager
+def paged_attention(backend: AttentionBackend) -> Iterator[None]:
+    """Serve `lt_paged` calls with this backend."""
+    token = _backend.set(backend)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+def lt_paged(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention on [1, H, T, D]; returns [1, T, H, D_value]."""
+    backend = _backend.get()
+    assert backend is not None, "lt_paged runs inside the engine only"
+    if kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention sinks are not supported by the paged backends")
+    query_THD, key_THD, value_THD = (t[0].transpose(0, 1) for t in (query, key, value))
+    window = (
+        kwargs["sliding_window"]
+        if "sliding_window" in kwargs
+        else getattr(module, "sliding_window", None)
+    )
+    out_THD = backend.attend(
+        module.layer_idx,
+        query_THD,
+        key_THD,
+        value_THD,
+        scaling=scaling if scaling is not None else query.shape[-1] ** -0.5,
+        softcap=softcap,
+        window=window,
+    )
+    return out_THD[None], None
+
+
+AttentionInterface.register(PAGED_ATTENTION, lt_paged)

@@ -1,0 +1,137 @@
+"""`lightthinker eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from lightthinker.evals.records import SampleRecord
+    from lightthinker.evals.results import EvalResults
+
+
+def evaluate(
+    model: str,
+    /,
+    *,
+    tasks: str = "tasks",
+    methods: str | None = None,
+    num_problems: int | None = None,
+    seed: int = 0,
+    difficulty: str = "standard",
+    data: Path | None = None,
+    swap_gists: bool = False,
+    max_tokens: int = 4096,
+    temperature: float = 0.0,
+    output: Path | None = None,
+    samples: bool = False,
+    report: bool = False,
+    overwrite: bool = False,
+    device: str | None = None,
+    dtype: str = "auto",
+    max_num_seqs: Annotated[int, Parameter(group="Engine")] = 256,
+    num_kv_tokens: Annotated[int | None, Parameter(group="Engine")] = None,
+) -> None:
+    """Measure accuracy and cost, with and without compression, in one engine.
+
+    Args:
+        model: Checkpoint folder or hub name; `demo` is the bundled model.
+        tasks: Comma-separated: a task family, `tasks` for all of them evenly, `gsm8k`.
+        methods: Comma-separated: full_cot, lightthinker, gists_blanked. By default full_cot, and lightthinker if the checkpoint
+            compresses.
+        num_problems: Problems of each task; by default 1000 generated ones or the whole file.
+        seed: Chooses generated problems (never those of training) and seeds sampling.
+        difficulty: Of generated problems: tiny, demo, standard, long or mixed.
+        data: A local JSONL file for gsm8k, instead of the hub.
+        swap_gists: Also run the control that replaces each problem's gists by another's.
+        max_tokens: Most tokens to sample per problem.
+        temperature: 0 is greedy.
+        output: JSON file for the results; without it they are only printed.
+        samples: Also write every sample, as JSON lines beside the results.
+        report: Also write samples and the HTML report beside the results.
+        overwrite: Replace existing files.
+        device: cpu, cuda, cuda:1, ...; by default CUDA if there is one.
+        dtype: auto, float32, bfloat16 or float16.
+        max_num_seqs: Most sequences running at once.
+        num_kv_tokens: Tokens that the KV pool holds.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    from lightthinker.cli.app import command_line
+    from lightthinker.demo.loading import model_path, open_llm
+    from lightthinker.evals import tables
+    from lightthinker.evals.evaluate import EvalSettings, evaluate
+
+    settings = EvalSettings(
+        tasks=_names(tasks), methods=_names(methods), num_problems=num_problems, seed=seed,
+        difficulty=difficulty, data=data, swap_gists=swap_gists, max_tokens=max_tokens,
+        temperature=temperature,
+    )  # fmt: skip
+    files = _Files.planned(output, samples=samples, report=report, overwrite=overwrite)
+    path = model_path(model)
+    options = {"max_num_seqs": max_num_seqs, "num_kv_tokens": num_kv_tokens}
+    results, records = evaluate(
+        lambda: open_llm(path, device=device, dtype=dtype, **options), settings, model=path,
+        command=command_line(),
+    )  # fmt: skip
+    console = Console()
+    console.print(tables.terminal_table(results.overall, narrow=console.width < 76))
+    if sentence := tables.verdict(results.overall):
+        console.print(Text(sentence))
+    for name, control in results.controls.items():
+        console.print(Text(tables.control(name, control)))
+    files.write(results, records)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    results: Path | None
+    samples: Path | None
+    report: Path | None
+    overwrite: bool
+
+    @classmethod
+    def planned(
+        cls, output: Path | None, *, samples: bool, report: bool, overwrite: bool
+    ) -> _Files:
+        """Decide what to write, and refuse what exists before any work is done."""
+        from lightthinker.errors import ConfigError
+        from lightthinker.evals.records import check_absent, samples_path
+
+        if output is None:
+            if samples or report:
+                raise ConfigError("--samples and --report write beside the results; give --output.")
+            return cls(results=None, samples=None, report=None, overwrite=overwrite)
+        files = cls(
+            results=output,
+            samples=samples_path(output) if samples or report else None,
+            report=output.with_suffix(".html") if report else None,
+            overwrite=overwrite,
+        )
+        wanted = [p for p in (files.results, files.samples, files.report) if p is not None]
+        check_absent(*wanted, overwrite=overwrite)
+        return files
+
+    def write(self, results: EvalResults, records: list[SampleRecord]) -> None:
+        from lightthinker.evals.records import write_samples
+        from lightthinker.evals.report import write_report
+        from lightthinker.evals.results import write_results
+
+        if self.results is None:
+            return
+        write_results(results, self.results, overwrite=self.overwrite)
+        print(f"Results: {self.results}")
+        if self.samples is not None:
+            write_samples(records, self.samples, overwrite=self.overwrite)
+            print(f"Samples: {self.samples}")
+        if self.report is not None:
+            write_report(self.results, self.report, overwrite=self.overwrite)
+            print(f"Report: {self.report}")
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())

@@ -1,0 +1,148 @@
+"""CompressionConfig: everything a checkpoint must remember about how it compresses.
+
+The layout rules (what sees what) plus the tokens that carry them and the text around them. Saved
+under the key `lightthinker` of a checkpoint's config.json, so the folder stays a plain Hugging Face
+checkpoint. Knows no tokenizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightthinker.errors import CheckpointError, ConfigError, suggestion
+from lightthinker.layout import LayoutRules
+
+CONFIG_KEY = "lightthinker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressionConfig(LayoutRules):
+    """How a checkpoint compresses its thoughts (see `LayoutRules` for the method's knobs).
+
+    Attributes:
+        trigger_token: Token that ends a thought (the paper's <w>); sampled, a training target.
+        gist_tokens: The C gist tokens; the same ids for every thought. Empty: named `<|gist_1|>`
+            and so on.
+        continue_token: Token at which the next thought's first token is read (the paper's [o]).
+        separator: What the visible text shows between two thoughts, in place of `thought_suffix`
+            and trigger.
+        thought_suffix: Text put before the trigger, in place of a thought's trailing white space.
+        reasoning_begin: Text appended to the chat template's generation prompt, where reasoning
+            begins.
+        reasoning_end: Text that ends reasoning; the answer follows.
+        compress_answer: Whether the answer's pieces are thoughts too (the paper's recipes).
+        trigger_id: Token id, set when the tokens are added to a tokenizer.
+        gist_ids: Token ids, likewise.
+        continue_id: Token id, likewise.
+    """
+
+    trigger_token: str = "<|trigger|>"
+    gist_tokens: tuple[str, ...] = ()
+    continue_token: str = "<|continue|>"
+    separator: str = "\n\n"
+    thought_suffix: str = "\n"
+    reasoning_begin: str = "<think>\n"
+    reasoning_end: str = "</think>\n\n"
+    compress_answer: bool = False
+    trigger_id: int | None = None
+    gist_ids: tuple[int, ...] = ()
+    continue_id: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "gist_ids", tuple(self.gist_ids))
+        tokens: tuple[str, ...] = tuple(self.gist_tokens) or tuple(
+            f"<|gist_{i + 1}|>" for i in range(self.num_gists)
+        )
+        object.__setattr__(self, "gist_tokens", tokens)
+        if len(tokens) != self.num_gists:
+            raise ConfigError(
+                f"compression.gist_tokens has {len(tokens)} names but compression.num_gists is "
+                f"{self.num_gists}."
+            )
+        if self.gist_ids and len(self.gist_ids) != self.num_gists:
+            raise ConfigError(
+                f"compression.gist_ids has {len(self.gist_ids)} ids but compression.num_gists is "
+                f"{self.num_gists}; "
+                "a checkpoint can only be used with the number of gists it was trained with."
+            )
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """The tokens this method needs in the tokenizer, in the order in which they are added."""
+        if self.method == "full":
+            return ()
+        trigger = (self.trigger_token,) if self.has_trigger else ()
+        ending = (self.continue_token,) if self.has_continue else ()
+        return (*trigger, *self.gist_tokens, *ending)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the token ids are known."""
+        return self.method == "full" or (
+            bool(self.gist_ids)
+            and (not self.has_trigger or self.trigger_id is not None)
+            and (not self.has_continue or self.continue_id is not None)
+        )
+
+    @property
+    def never_sampled(self) -> tuple[int, ...]:
+        """Ids that the engine inserts and must never sample."""
+        if self.method == "full":
+            return ()
+        banned = () if self.method == "anllm" else self.gist_ids
+        return banned if self.continue_id is None else (*banned, self.continue_id)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dict that `from_dict` reads back."""
+        out = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in out.items()}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> CompressionConfig:
+        """Build from a mapping.
+
+        Raises:
+            ConfigError: An unknown key (with a suggestion) or a value out of range.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in settings:
+            if key not in known:
+                raise ConfigError(f"Unknown setting compression.{key}.{suggestion(key, known)}")
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
+        }
+        return cls(**values)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> CompressionConfig:
+        """Read the settings saved in a local checkpoint's config.json.
+
+        Raises:
+            CheckpointError: There is no config.json, or it holds no settings of ours.
+        """
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"No config.json in {folder}: is it a Hugging Face checkpoint folder?"
+            )
+        settings = json.loads(path.read_text(encoding="utf-8")).get(CONFIG_KEY)
+        return cls.from_model_config({CONFIG_KEY: settings}, name=str(folder))
+
+    @classmethod
+    def from_model_config(cls, config: Any, *, name: str = "this checkpoint") -> CompressionConfig:
+        """Read the settings from a transformers config (or a mapping with our key)."""
+        is_mapping = isinstance(config, Mapping)
+        settings = config.get(CONFIG_KEY) if is_mapping else getattr(config, CONFIG_KEY, None)
+        if settings is None:
+            raise CheckpointError(
+                f"{name} has no '{CONFIG_KEY}' settings in its config.json: it was not trained with "
+                "LightThinker. Train it first, run it with compression off, or use "
+                "`lightthinker convert` for an upstream checkpoint."
+            )
+        return cls.from_dict(settings)

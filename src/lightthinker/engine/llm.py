@@ -1,0 +1,199 @@
+"""LLM: load a checkpoint and generate, with vLLM's interface."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from lightthinker.compression import CONFIG_KEY, CompressionConfig
+from lightthinker.encode import render_prompt
+from lightthinker.engine.engine import EngineConfig, LLMEngine
+from lightthinker.engine.outputs import RequestOutput
+from lightthinker.engine.sampling_params import SamplingParams
+from lightthinker.errors import CheckpointError, RequestError
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A checkpoint ready to generate.
+
+    Args:
+        model: Folder or hub name. Weights must be safetensors; no remote code is run.
+        device: Torch device; by default CUDA if there is one.
+        dtype: `auto` takes the checkpoint's on a GPU and float32 on a CPU; or `float32`,
+            `bfloat16`, `float16`.
+        compression: Override the checkpoint's settings (for experiments); token ids must fit the
+            tokenizer.
+        max_num_seqs: Most sequences running at once.
+        max_num_batched_tokens: Most tokens forwarded in one step.
+        num_kv_tokens: Tokens the KV pool holds.
+        page_size: Tokens per KV page.
+
+    Raises:
+        CheckpointError: The folder is missing, has no safetensors weights, or settings that its
+            tokenizer does not fit.
+
+    Example:
+        >>> llm = LLM("path/to/checkpoint")
+        >>> out = llm.chat([{"role": "user", "content": "What is 12 * 34?"}])[0]
+        >>> out.outputs[0].text, out.outputs[0].stats.peak_tokens
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        compression: CompressionConfig | None = None,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int = 4096,
+        num_kv_tokens: int | None = None,
+        page_size: int = 16,
+    ):
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        loaded, self.tokenizer = load_checkpoint(model, dtype=_dtype(dtype, self.device))
+        loaded.to(self.device)
+        self.model_config = loaded.config
+        saved = getattr(loaded.config, CONFIG_KEY, None)
+        self.compression = compression or (CompressionConfig.from_dict(saved) if saved else None)
+        if self.compression and not self.compression.is_resolved:
+            raise CheckpointError(
+                f"{model} does not say which token ids its compression settings mean."
+            )
+        config = EngineConfig(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            page_size=page_size,
+            num_kv_tokens=num_kv_tokens or 65_536,
+        )
+        self.engine = LLMEngine(loaded, self.tokenizer, self.compression, config=config)
+        self._ids = itertools.count()
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one live token takes."""
+        return self.engine.pool.bytes_per_token
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete raw prompts (no chat template).
+
+        Args:
+            prompts: One prompt or several, as text or token ids.
+            sampling_params: One for all, or one per prompt.
+
+        Returns:
+            One output per prompt, in order.
+        """
+        batch = _as_batch(prompts)
+        params = _params_per_prompt(sampling_params, len(batch))
+        names = [f"generate-{next(self._ids)}" for _ in batch]
+        try:
+            for name, prompt, param in zip(names, batch, params, strict=True):
+                self.engine.add_request(name, prompt, param, stream=False)
+            done: dict[str, RequestOutput] = {}
+            while len(done) < len(names):
+                done |= {output.request_id: output for output in self.engine.step()}
+        except BaseException:
+            for name in names:
+                self.engine.abort_request(name)
+            raise
+        return [done[name] for name in names]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several, through the tokenizer's chat template."""
+        conversations: Any = (
+            [messages] if messages and isinstance(messages[0], Mapping) else messages
+        )
+        return self.generate([self.prompt_text(c) for c in conversations], sampling_params)
+
+    def stream(
+        self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
+    ) -> Iterator[RequestOutput]:
+        """Yield the request's state after each engine step; leaving the loop aborts the request."""
+        is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+        text: Any = self.prompt_text(prompt) if is_chat else prompt  # type: ignore[arg-type]
+        name = f"stream-{next(self._ids)}"
+        self.engine.add_request(name, text, sampling_params)
+        try:
+            while self.engine.has_unfinished_requests():
+                for output in self.engine.step():
+                    if output.request_id == name:
+                        yield output
+                        if output.finished:
+                            return
+        finally:
+            self.engine.abort_request(name)
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """Render a conversation up to where reasoning begins."""
+        begin = self.compression.reasoning_begin if self.compression else ""
+        return render_prompt(self.tokenizer, messages, begin)
+
+
+def load_checkpoint(model: str | Path, *, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    """Load model and tokenizer from a folder or hub name; safetensors only, no remote code.
+
+    Raises:
+        CheckpointError: It is not there, or its weights are pickled.
+    """
+    folder = Path(model)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        pickled = [
+            p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))
+        ]
+        if pickled:
+            raise CheckpointError(
+                f"{model} holds pickled weights ({pickled[0]}), which can run code when loaded. "
+                "Convert them to safetensors first (save_pretrained does)."
+            )
+        raise CheckpointError(f"{model} holds no *.safetensors weights.")
+    try:
+        config = AutoConfig.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, config=config, dtype=dtype, use_safetensors=True
+        )
+    except OSError as error:
+        raise CheckpointError(f"Cannot load {model}: {error}") from error
+    return loaded, tokenizer
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in allowed:
+        raise RequestError(f"dtype is {name!r}; it must be auto, {', '.join(allowed)}.")
+    return allowed[name]
+
+
+def _as_batch(prompts: Any) -> list[Prompt]:
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+        return [prompts]
+    return list(prompts)
+
+
+def _params_per_prompt(params: Any, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(
+            f"{len(params)} sampling_params for {count} prompts; give one, or one per prompt."
+        )
+    return list(params)

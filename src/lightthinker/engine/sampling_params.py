@@ -1,0 +1,66 @@
+"""SamplingParams: how one request samples, with vLLM's names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightthinker.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How to sample one request.
+
+    Attributes:
+        n: Number of samples per prompt.
+        temperature: 0 is greedy.
+        top_p: Nucleus probability in (0, 1].
+        top_k: Candidates kept; 0 or -1 keeps all.
+        seed: Makes this request's samples reproducible, whatever else is in the batch.
+        stop: Strings that end the output; not part of the text.
+        stop_token_ids: Token ids that end the output.
+        max_tokens: Most tokens to sample; gist and continue tokens are not sampled and not counted.
+        ignore_eos: Go on after the end-of-sequence token.
+        compression: Whether triggers compress. None: whatever the checkpoint was trained for.
+        max_thought_tokens: Force the trigger once a thought has this many tokens.
+    """
+
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    max_tokens: int = 1024
+    ignore_eos: bool = False
+    compression: bool | None = None
+    max_thought_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        _check(self.n >= 1, "n", self.n, "at least 1")
+        _check(self.temperature >= 0, "temperature", self.temperature, "at least 0")
+        _check(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        _check(self.top_k >= -1, "top_k", self.top_k, "at least 1, or 0 or -1 for all")
+        _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        _check("" not in stop, "stop", self.stop, "non-empty strings")
+        if self.max_thought_tokens is not None:
+            _check(
+                self.max_thought_tokens >= 1,
+                "max_thought_tokens",
+                self.max_thought_tokens,
+                "at least 1",
+            )
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        return tuple(self.stop)
+
+
+def _check(ok: bool, field: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise RequestError(f"{field} is {value!r}; it must be {allowed}.")

@@ -1,0 +1,175 @@
+"""One sample being generated: its tokens, its layout, the live tokens and pages it holds.
+
+The layout is written by the same `LayoutBuilder` that encodes training data; what to free and what
+each row sees is read off it. Invariant: `live` lists, in slot order, the indices of exactly the
+tokens whose KV is in the pool.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+
+from lightthinker.attention.batch import Row
+from lightthinker.compression import CompressionConfig
+from lightthinker.engine.sampling_params import SamplingParams
+from lightthinker.layout import LayoutBuilder, LayoutRules, Role
+
+
+class Status(Enum):
+    """Where a sequence is; a swapped sequence waits with its KV in host memory."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    SWAPPED = "swapped"
+    FINISHED = "finished"
+
+
+@dataclass(eq=False)
+class Sequence:
+    """State of one sample.
+
+    Attributes:
+        request_id: The request it belongs to.
+        index: Which of the request's n samples.
+        prompt_ids: Prompt token ids as given.
+        params: How to sample.
+        compression: The checkpoint's settings, or None when this request does not compress.
+        reasoning_end_ids: Token ids that end reasoning; after them tokens are answer.
+        trigger_id: The checkpoint's trigger, known with compression off too.
+    """
+
+    request_id: str
+    index: int
+    prompt_ids: list[int]
+    params: SamplingParams
+    compression: CompressionConfig | None
+    reasoning_end_ids: list[int] = field(default_factory=list)
+    trigger_id: int | None = None
+    generator: torch.Generator | None = None
+    status: Status = Status.WAITING
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    sampled_ids: list[int] = field(default_factory=list)
+    live: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    thoughts: list[Any] = field(default_factory=list)
+    saved_kv: list[torch.Tensor] | None = None
+    num_forwarded: int = 0
+    tokens_freed: int = 0
+    peak_live: int = 0
+
+    def __post_init__(self) -> None:
+        rules: LayoutRules = self.compression or LayoutRules(method="full")
+        self.builder = LayoutBuilder(rules)
+        gists = self.compression.gist_ids if self.compression else ()
+        sources = self.builder.prompt(len(self.prompt_ids))
+        self.token_ids = [self.prompt_ids[s] if s >= 0 else gists[-1 - s] for s in sources]
+        self.in_answer = False
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens written in the layout but not yet forwarded."""
+        return len(self.token_ids) - self.num_forwarded
+
+    def next_chunk(self, budget: int) -> int:
+        """Return how many pending tokens to forward in the next step.
+
+        A step ends where a group of gists (with its continue) ends, so that what expires there is
+        freed before more is written; a group is never cut, since its gists may see each other.
+        """
+        start, role = self.num_forwarded, self.builder.role
+        stop = min(start + budget, len(role))
+        compressing = (Role.GIST, Role.CONTINUE)
+        for i in range(start, stop):
+            if role[i] in compressing and (i + 1 == len(role) or role[i + 1] not in compressing):
+                return i + 1 - start
+        if stop < len(role) and role[stop] in compressing:
+            while stop > start and role[stop - 1] in compressing:
+                stop -= 1
+            if stop == start:
+                while stop < len(role) and role[stop] in compressing:
+                    stop += 1
+        return stop - start
+
+    def rows(self, num_tokens: int) -> list[Row]:
+        """Return the rows of the next `num_tokens` pending tokens.
+
+        Call before they are added to `live`.
+        """
+        builder, begin = self.builder, self.num_forwarded
+        live = [*self.live, *range(begin, begin + num_tokens)]
+        rows = []
+        for q in range(begin, begin + num_tokens):
+            lower = bisect_left(live, builder.first[q])
+            upper = bisect_right(live, builder.last[q])
+            excl_lo = excl_hi = 0
+            if builder.role[q] in (Role.GIST, Role.CONTINUE):
+                skip, expires = builder.skip[q], builder.expires
+                hidden = [
+                    i for i in range(lower, upper) if expires[live[i]] <= q or skip <= live[i] < q
+                ]
+                if hidden:
+                    excl_lo, excl_hi = hidden[0], hidden[-1] + 1
+                    assert excl_hi - excl_lo == len(hidden), "a row can exclude one range only"
+            rows.append(Row(lower, upper, excl_lo, excl_hi))
+        return rows
+
+    def forwarded(self, num_tokens: int) -> None:
+        """Note that the next `num_tokens` pending tokens are now in the pool."""
+        self.live += range(self.num_forwarded, self.num_forwarded + num_tokens)
+        self.num_forwarded += num_tokens
+        self.peak_live = max(self.peak_live, len(self.live))
+
+    def expired(self) -> list[int]:
+        """Return which live tokens (positions in `live`) the next pending token no longer sees."""
+        now, expires = self.num_forwarded, self.builder.expires
+        return [i for i, k in enumerate(self.live) if expires[k] <= now]
+
+    def append(self, token_id: int) -> bool:
+        """Write a sampled token.
+
+        Return whether it ends a thought, so that `insert_gists` must follow.
+        """
+        config, builder = self.compression, self.builder
+        self.sampled_ids.append(token_id)
+        self.token_ids.append(token_id)
+        if config is not None and config.method == "anllm" and token_id == config.gist_ids[0]:
+            builder.compress()
+            return False
+        if token_id == self.trigger_id:
+            builder.sampled(role=Role.TRIGGER)
+        else:
+            builder.sampled(role=Role.ANSWER if self.in_answer else Role.THOUGHT)
+        end = self.reasoning_end_ids
+        if end and self.sampled_ids[-len(end) :] == end:
+            self.in_answer = config is None or not config.compress_answer
+        if config is None:
+            return False
+        if config.method == "token":
+            return not self.in_answer and self.thought_length == config.segment_tokens
+        return config.has_trigger and token_id == self.trigger_id
+
+    def num_inserted_positions(self) -> int:
+        """Return how many positions `insert_gists` would take at the sequence's end."""
+        rules = self.builder.rules
+        return rules.gists_for(self.thought_length) + rules.has_continue
+
+    def insert_gists(self) -> None:
+        """End the current thought: its gists and continue token become pending."""
+        config = self.compression
+        assert config is not None
+        num_gists, has_continue = self.builder.compress()
+        self.token_ids += config.gist_ids[:num_gists]
+        if has_continue:
+            assert config.continue_id is not None
+            self.token_ids.append(config.continue_id)
+
+    @property
+    def thought_length(self) -> int:
+        """Tokens of the current, unfinished thought."""
+        return len(self.builder) - self.builder.thought_start

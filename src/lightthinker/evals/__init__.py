@@ -1,0 +1,1 @@
+"""Evaluation: graders, statistics, benchmarks and the tables they end in."""

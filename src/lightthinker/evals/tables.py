@@ -1,0 +1,198 @@
+"""The headline table, as text cells: the terminal and the HTML report print the same numbers.
+
+Rows are methods, columns are what a method buys and costs; a change is always against full CoT on the same problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lightthinker.evals.results import FULL_COT, Comparison, MethodSummary
+
+LABELS = {FULL_COT: "full CoT", "lightthinker": "LightThinker"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One measure: where it comes from and how it is written."""
+
+    name: str
+    title: str
+    help: str
+    value: Callable[[MethodSummary], float]
+    text: Callable[[float], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A number as text, its interval or its change against full CoT (empty if there is none)."""
+
+    column: Column
+    text: str
+    detail: str = ""
+    ratio: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method's cells."""
+
+    method: str
+    label: str
+    cells: tuple[Cell, ...]
+
+
+def label(method: str) -> str:
+    """Return a method's name as people write it."""
+    return LABELS.get(method, method.replace("_", " "))
+
+
+def percent(share: float) -> str:
+    """Write a share: 0.979 -> '97.9 %'."""
+    return f"{100 * share:.1f} %"
+
+
+def interval(ci: Sequence[float]) -> str:
+    """Write an interval of shares: '96.8 to 98.7'."""
+    return f"{100 * ci[0]:.1f} to {100 * ci[1]:.1f}"
+
+
+def points(difference: float) -> str:
+    """Write a difference of shares in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def count(value: float) -> str:
+    """Write a count in at most five characters or so: 167, 12,345, 156k, 1.56M."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e5, "k")):
+        if value >= size:
+            scaled = value / (1e3 if suffix == "k" else size)
+            return f"{scaled:.3g}{suffix}" if scaled < 1000 else f"{scaled:.0f}{suffix}"
+    return f"{value:,.0f}"
+
+
+def data_size(value: float) -> str:
+    """Write bytes with binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people do."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def change(ratio: float) -> str:
+    """Write a ratio as a change: 0.33 -> '−67 %'."""
+    rounded = round(100 * (ratio - 1))
+    return f"{rounded:+d} %".replace("-", "−") if rounded else "±0 %"
+
+
+COLUMNS = (
+    Column(
+        name="accuracy", title="Accuracy", help="Share of problems answered correctly.",
+        value=lambda s: s.accuracy, text=percent,
+    ),
+    Column(
+        name="peak_tokens", title="Peak tokens",
+        help="Most KV-cache tokens live at once; mean over problems.",
+        value=lambda s: s.peak_tokens, text=count,
+    ),
+    Column(
+        name="dep_full", title="Dep",
+        help="Dependency: tokens attended to, summed over generated tokens, gists charged too.",
+        value=lambda s: s.dep_full, text=count,
+    ),
+    Column(
+        name="wall_time_s", title="Time", help="Engine time for all problems of the run.",
+        value=lambda s: s.wall_time_s, text=duration,
+    ),
+    Column(
+        name="kv_bytes_peak", title="KV at peak",
+        help="Bytes of KV cache at a problem's peak; mean over problems.",
+        value=lambda s: s.kv_bytes_peak, text=data_size,
+    ),
+)  # fmt: skip
+
+
+def headline_rows(comparison: Comparison) -> list[Row]:
+    """Return one row per method, full CoT first."""
+    methods = comparison.methods
+    order = sorted(methods, key=lambda name: name != FULL_COT)
+    baseline = methods.get(FULL_COT)
+    return [
+        Row(
+            method=name,
+            label=label(name),
+            cells=tuple(_cell(c, methods[name], baseline) for c in COLUMNS),
+        )
+        for name in order
+    ]
+
+
+def terminal_table(comparison: Comparison, *, narrow: bool = False) -> Table:
+    """Return the headline table for a terminal; narrow puts the methods side by side."""
+    rows = headline_rows(comparison)
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD)
+    table.add_column("")
+    if narrow:
+        for row in rows:
+            table.add_column(row.label, justify="right")
+        for number, column in enumerate(COLUMNS):
+            table.add_row(column.title, *(_terminal_cell(row.cells[number]) for row in rows))
+        return table
+    for column in COLUMNS:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(Text(row.label, style="bold"), *(_terminal_cell(c) for c in row.cells))
+    return table
+
+
+def verdict(comparison: Comparison) -> str:
+    """Return the paired difference in accuracy in a sentence, or an empty string."""
+    paired = comparison.paired
+    if paired is None:
+        return ""
+    low, high = paired.accuracy_difference_ci95
+    return (
+        f"LightThinker minus full CoT on the same {comparison.num_problems} problems: "
+        f"{points(paired.accuracy_difference)} points of accuracy "
+        f"(95 % interval {points(low)} to {points(high)}, McNemar p = {paired.mcnemar_p:.2g})"
+    )
+
+
+def control(name: str, values: Mapping[str, Any]) -> str:
+    """Return a control's outcome in a sentence."""
+    return (
+        f"{label(name)} ({values['num_problems']} problems): accuracy {percent(values['accuracy'])} "
+        f"(95 % interval {interval(values['accuracy_ci95'])}); answered the other problem's answer "
+        f"{percent(values['other_answer_rate'])} of the time"
+    )
+
+
+def _cell(column: Column, summary: MethodSummary, baseline: MethodSummary | None) -> Cell:
+    value = column.value(summary)
+    detail, ratio = "", None
+    if column.name == "accuracy":
+        detail = interval(summary.accuracy_ci95)
+    elif baseline is not None and baseline is not summary and column.value(baseline):
+        ratio = value / column.value(baseline)
+        detail = change(ratio)
+    return Cell(column=column, text=column.text(value), detail=detail, ratio=ratio)
+
+
+def _terminal_cell(cell: Cell) -> Text:
+    text = Text(cell.text)
+    return text.append(f"\n{cell.detail}", style="dim") if cell.detail else text

@@ -1,0 +1,1 @@
+"""Pages of KV memory: who owns which, and the compaction that frees a thought."""

@@ -1,0 +1,1 @@
+"""Recipes, packed training on transformers' Trainer, checkpoints."""

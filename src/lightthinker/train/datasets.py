@@ -1,0 +1,107 @@
+"""Rows to train on: packed once from traces, or generated on the fly from the task families.
+
+Both are map-style: row `i` is a function of the recipe and `i` alone, so that a resumed run sees
+exactly what an uninterrupted one would, with any number of loading workers.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from torch.utils.data import Dataset
+
+from lightthinker.data.packing import Row, pack_row, uses_variants
+from lightthinker.encode import Encoder, Example
+from lightthinker.tasks import FAMILIES, Problem
+from lightthinker.train.recipe import TaskSource
+
+ROW_PATIENCE = 3
+"""Problems that may fail to fit before a row is closed."""
+
+
+class TaskRows(Dataset[Row]):
+    """Rows of freshly generated problems.
+
+    Args:
+        encoder: Tokenizer and compression settings.
+        source: Families and difficulty.
+        row_length: Tokens per row.
+        num_rows: Length of the dataset; rows are distinct problems throughout.
+        full_cot_share: Share of examples without compression.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        source: TaskSource,
+        *,
+        row_length: int,
+        num_rows: int,
+        full_cot_share: float,
+    ):
+        self.encoder = encoder
+        self.source = source
+        self.row_length = row_length
+        self.num_rows = num_rows
+        self.full_cot_share = full_cot_share
+        families = source.families or dict.fromkeys(FAMILIES, 1.0)
+        self._names, self._weights = list(families), list(families.values())
+        self._variants = uses_variants(encoder.config)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> Row:
+        rng = Random(f"train/{self.source.seed}/{index}")
+        examples: list[Example] = []
+        room, misses = self.row_length, 0
+        while misses < ROW_PATIENCE:
+            family = rng.choices(self._names, self._weights)[0]
+            problem = FAMILIES[family].generate(rng, self.source.difficulty)
+            example = encode_problem(
+                self.encoder, problem, compress=rng.random() >= self.full_cot_share
+            )
+            if len(example) <= room:
+                examples.append(example)
+                room -= len(example)
+            else:
+                misses += 1
+        return pack_row(
+            examples,
+            self.row_length,
+            pad_id=self.encoder.tokenizer.pad_token_id or 0,
+            variants=self._variants,
+        )
+
+
+def encode_problem(encoder: Encoder, problem: Problem, *, compress: bool) -> Example:
+    """Encode a task problem as one turn of chat."""
+    messages = [{"role": "user", "content": problem.question}]
+    thoughts = [t + encoder.config.separator for t in problem.thoughts]
+    return encoder.encode(messages, thoughts, problem.answer, compress=compress)
+
+
+class PackedRows(Dataset[Row]):
+    """Rows prepared earlier: a safetensors file of arrays [num_rows, row_length]."""
+
+    def __init__(self, file: Path):
+        self._arrays = load_file(file)
+
+    def __len__(self) -> int:
+        return len(self._arrays["input_ids"])
+
+    def __getitem__(self, index: int) -> Row:
+        return {name: array[index] for name, array in self._arrays.items()}
+
+
+def save_rows(rows: list[Row], file: Path) -> None:
+    """Write rows so that a crash leaves either the whole file or none."""
+    partial = file.with_suffix(".partial")
+    arrays: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    save_file(arrays, partial)
+    os.replace(partial, file)

@@ -1,0 +1,260 @@
+"""A recipe: one YAML file that says what is trained, on what, and how.
+
+    model:        where the weights come from: a checkpoint, or a config to start from scratch
+    compression:  CompressionConfig
+    data:         sources of traces or task families, segmentation, row length, share of full
+    chain-of-thought
+    trainer:      transformers TrainingArguments, by their own names
+    save:         dtype and shard size of the final checkpoint
+
+Unknown keys are errors with a suggestion; the resolved recipe is written beside every result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from lightthinker.compression import CompressionConfig
+from lightthinker.errors import ConfigError, suggestion
+from lightthinker.segment import SegmentConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where weights and tokenizer come from: exactly one of `path` and `config`.
+
+    Attributes:
+        path: Checkpoint folder or hub name to fine-tune.
+        gguf_file: File inside `path`, if the weights are GGUF.
+        config: transformers config (with `model_type`) of a model to train from scratch.
+        tokenizer: Folder or hub name; `tasks` is the small tokenizer made for the task families.
+            Default: `path`.
+        chat_template: Jinja chat template to give the tokenizer.
+        compile: Compile the decoder layers on a GPU.
+    """
+
+    path: str | None = None
+    gguf_file: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    compile: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.config is None):
+            raise ConfigError("Give exactly one of model.path and model.config.")
+        if self.config is not None and "model_type" not in self.config:
+            raise ConfigError("model.config needs model_type, for example qwen2.")
+        if self.config is not None and self.tokenizer is None:
+            raise ConfigError(
+                "A model from scratch needs model.tokenizer: `tasks`, a folder or a hub name."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSource:
+    """A file or hub dataset of reasoning traces.
+
+    Attributes:
+        path: JSONL, JSON or Parquet file, or hub name.
+        format: `auto` or one of the formats of `lightthinker.data.sources`.
+        split: Split of a hub dataset.
+        revision: Revision of a hub dataset.
+        limit: Read at most this many.
+    """
+
+    path: str
+    format: str = "auto"
+    split: str = "train"
+    revision: str | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSource:
+    """Procedurally generated problems, fresh for every row.
+
+    Attributes:
+        families: Family name to weight; empty means all, equally.
+        difficulty: Difficulty of `lightthinker.tasks`.
+        seed: Rows are a function of this seed and their number.
+    """
+
+    families: dict[str, float] = field(default_factory=dict)
+    difficulty: str = "mixed"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is trained on: exactly one of `sources` and `tasks`.
+
+    Attributes:
+        sources: Files or hub datasets of traces.
+        tasks: Generated problems.
+        segment: How reasoning is cut into thoughts.
+        row_length: Tokens per packed row.
+        full_cot_share: Share of examples written as full chain-of-thought (triggers kept, no
+            gists).
+    """
+
+    sources: tuple[TraceSource, ...] = ()
+    tasks: TaskSource | None = None
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+    row_length: int = 4096
+    full_cot_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if bool(self.sources) == (self.tasks is not None):
+            raise ConfigError("Give exactly one of data.sources and data.tasks.")
+        if self.row_length < 16:
+            raise ConfigError(f"data.row_length is {self.row_length}; it must be at least 16.")
+        if not 0 <= self.full_cot_share <= 1:
+            raise ConfigError(
+                f"data.full_cot_share is {self.full_cot_share}; it must be between 0 and 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    """The final checkpoint: `dtype` of its weights and `max_shard_size` of its files."""
+
+    dtype: str = "bfloat16"
+    max_shard_size: str = "5GB"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("bfloat16", "float16", "float32"):
+            raise ConfigError(
+                f"save.dtype is {self.dtype!r}; it must be bfloat16, float16 or float32."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run.
+
+    `output_dir` receives the final checkpoint, and `checkpoints/` during the run.
+    """
+
+    output_dir: str
+    model: ModelSource
+    compression: CompressionConfig
+    data: DataConfig
+    trainer: dict[str, Any] = field(default_factory=dict)
+    save: SaveConfig = field(default_factory=SaveConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that `recipe_from_dict` reads back."""
+        plain = _plain(dataclasses.asdict(self))
+        plain["compression"] = self.compression.to_dict()
+        assert isinstance(plain, dict)
+        return plain
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: `a.b=value` settings, values in YAML.
+
+    Raises:
+        ConfigError: It cannot be read, has unknown keys, or values that are not allowed.
+    """
+    file = Path(path)
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read recipe {path}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} must hold a mapping with model, compression, data and trainer.")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override!r} must look like trainer.learning_rate=1e-5.")
+        target = settings
+        *parents, last = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {override!r}: {parent} is not a section.")
+        target[last] = yaml.safe_load(value)
+    try:
+        return recipe_from_dict(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from plain data; see `load_recipe`."""
+    _check_keys(Recipe, settings, "")
+    for name in ("output_dir", "model", "data"):
+        if name not in settings:
+            raise ConfigError(f"The recipe lacks {name}.")
+    data = dict(settings["data"])
+    data["sources"] = tuple(
+        _build(TraceSource, s, "data.sources") for s in data.get("sources") or ()
+    )
+    if data.get("tasks") is not None:
+        data["tasks"] = _build(TaskSource, data["tasks"], "data.tasks")
+    data["segment"] = _build(SegmentConfig, data.get("segment") or {}, "data.segment")
+    trainer = dict(settings.get("trainer") or {})
+    check_trainer_keys(trainer)
+    return Recipe(
+        output_dir=str(settings["output_dir"]),
+        model=_build(ModelSource, settings["model"], "model"),
+        compression=CompressionConfig.from_dict(settings.get("compression") or {}),
+        data=_build(DataConfig, data, "data"),
+        trainer=trainer,
+        save=_build(SaveConfig, settings.get("save") or {}, "save"),
+    )
+
+
+MANAGED_BY_US = ("output_dir", "remove_unused_columns")
+
+
+def check_trainer_keys(trainer: Mapping[str, Any]) -> None:
+    """Raise ConfigError for keys that are no TrainingArguments, or that the recipe sets itself."""
+    from transformers import TrainingArguments
+
+    known = {f.name for f in dataclasses.fields(TrainingArguments)}
+    for key in trainer:
+        if key in MANAGED_BY_US:
+            raise ConfigError(f"trainer.{key} is set by the recipe itself; leave it out.")
+        if key not in known:
+            raise ConfigError(f"Unknown setting trainer.{key}.{suggestion(key, known)}")
+
+
+def _build(kind: type[T], settings: Any, section: str) -> T:
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{section} must be a mapping, not {settings!r}.")
+    _check_keys(kind, settings, section + ".")
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise ConfigError(f"{section}: {error}") from error
+
+
+def _check_keys(kind: Any, settings: Mapping[str, Any], prefix: str) -> None:
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"Unknown setting {prefix}{key}.{suggestion(str(key), known)}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
