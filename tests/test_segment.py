@@ -14,13 +14,8 @@ from hypothesis import strategies as st
 from lightthinker.errors import ConfigError
 from lightthinker.segment import SegmentConfig, approximate_tokens, segment
 
-UNICODE = st.text(
-    st.one_of(
-        st.sampled_from("\n\r\t \u2028\u2029\u3000\x0b\x1c\x85.!?…。！？”)*12aBé\u0301\u200d👩🏽"),
-        st.characters(),
-    ),
-    max_size=80,
-)
+NASTY = "\n\r\t \u2028\u2029\u3000\x0b\x1c\x85.!?…。！？”)*12aBé\u0301\u200d👩🏽"
+UNICODE = st.lists(st.one_of(st.sampled_from(NASTY), st.characters()), max_size=60).map("".join)
 PLAIN = st.text("ab.\n 。", max_size=200)
 
 
@@ -188,6 +183,11 @@ def test_long_pieces_are_cut_at_line_sentence_space_or_anywhere(
     text: str, pieces: list[str]
 ) -> None:
     assert segment(text, SegmentConfig(max_tokens=6), count=letters) == pieces
+
+
+def test_what_cannot_fit_is_still_cut_after_white_space() -> None:
+    config = SegmentConfig(max_tokens=5)
+    assert segment(" ab cd", config, count=lambda text: 10 * len(text)) == [" a", "b ", "c", "d"]
 
 
 def test_a_long_piece_leaves_no_short_last_part() -> None:

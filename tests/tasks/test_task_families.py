@@ -17,7 +17,7 @@ MAX_VOCABULARY = 550
 GOLDEN = {
     "programs": "ce5b25225da79f5e",
     "word_problems": "d15cf8ec77bdfb7f",
-    "entity_tracking": "e767b3c019943e91",
+    "entity_tracking": "897a7ab2c72acfff",
     "multiplication": "5cc7ee7b51c09908",
     "register_machine": "508ed17e6614ff33",
 }
@@ -87,7 +87,7 @@ def test_thoughts_restate_the_statements_of_the_question_in_order(
 @every_difficulty
 def test_each_lookup_restates_what_its_writer_wrote_last(family: str, difficulty: str) -> None:
     for problem in draw(family, difficulty, 50):
-        if family == "register_machine":
+        if family in ("register_machine", "entity_tracking"):
             assert problem.lookups == tuple((i, i - 1) for i in range(1, len(problem.thoughts)))
         else:
             assert set(problem.lookups) == find_lookups(problem)

@@ -1,7 +1,8 @@
 """`lightthinker`: the commands, and how they end.
 
-Commands are imported when they run, and import torch and transformers inside their bodies, so help is instant. Whatever a user can
-change ends in one line on stderr and exit code 2; Ctrl-C ends with 130.
+Commands are imported when they run, and import torch and transformers inside their bodies, so
+help is instant. Whatever a user can change ends in one line on stderr and exit code 2; Ctrl-C
+ends with 130.
 """
 
 from __future__ import annotations

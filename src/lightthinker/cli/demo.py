@@ -15,8 +15,8 @@ def demo(
 ) -> None:
     """Watch the bundled model compress its reasoning, then measure it.
 
-    Shows problems as they are solved, then a table of full chain-of-thought beside LightThinker over fresh problems, then
-    writes an HTML report. Takes under three minutes on two CPU cores.
+    Shows problems as they are solved, then a table of full chain-of-thought beside LightThinker
+    over fresh problems, then writes an HTML report. Takes under three minutes on two CPU cores.
 
     Args:
         num_problems: Problems in the table.

@@ -40,8 +40,8 @@ def evaluate(
     Args:
         model: Checkpoint folder or hub name; `demo` is the bundled model.
         tasks: Comma-separated: a task family, `tasks` for all of them evenly, `gsm8k`.
-        methods: Comma-separated: full_cot, lightthinker, gists_blanked. By default full_cot, and lightthinker if the checkpoint
-            compresses.
+        methods: Comma-separated: full_cot, lightthinker, gists_blanked. By default full_cot,
+            and lightthinker if the checkpoint compresses.
         num_problems: Problems of each task; by default 1000 generated ones or the whole file.
         seed: Chooses generated problems (never those of training) and seeds sampling.
         difficulty: Of generated problems: tiny, demo, standard, long or mixed.
@@ -81,9 +81,9 @@ def evaluate(
     console = Console()
     console.print(tables.terminal_table(results.overall, narrow=console.width < 76))
     if sentence := tables.verdict(results.overall):
-        console.print(Text(sentence))
+        console.print(Text(f"{sentence}."))
     for name, control in results.controls.items():
-        console.print(Text(tables.control(name, control)))
+        console.print(Text(f"{tables.control(name, control)}."))
     files.write(results, records)
 
 

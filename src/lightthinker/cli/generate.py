@@ -19,8 +19,8 @@ def generate(
 ) -> None:
     """Answer a question; thoughts fold away as they finish.
 
-    On a terminal each thought streams and folds into its gists. Into a pipe or file goes the model's text alone, as it comes; the
-    costs go to stderr.
+    On a terminal each thought streams and folds into its gists. Into a pipe or file goes the
+    model's text alone, as it comes; the costs go to stderr.
 
     Args:
         model: Checkpoint folder or hub name; `demo` is the bundled model.

@@ -1,4 +1,4 @@
-"""A layout's mask as coloured text or as a figure; the colour of a cell is the role of the token that is seen."""
+"""A layout's mask as coloured text or as a figure; a cell's colour is the seen token's role."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def draw_figure(layout: TokenLayout, path: Path) -> None:
         from matplotlib.patches import Patch
     except ImportError:
         raise ConfigError(
-            "Drawing a file needs matplotlib: pip install 'lightthinker[viz]'. Without --output the mask "
-            "is drawn as text."
+            "Drawing a file needs matplotlib: pip install 'lightthinker[viz]'. Without --output "
+            "the mask is drawn as text."
         ) from None
     n = len(layout)
     size = min(14.0, max(4.2, 0.26 * n))
@@ -156,7 +156,9 @@ def draw_figure(layout: TokenLayout, path: Path) -> None:
     present = [role for role in NAMES if role in layout.role]
     handles = [Patch(color=COLORS[role], label=NAMES[role]) for role in present]
     handles.append(Patch(color=_HIDDEN_COLOR, label="written, not seen"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False
+    )
     try:
         figure.savefig(path, dpi=170)
     except ValueError as error:

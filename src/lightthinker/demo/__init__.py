@@ -17,7 +17,7 @@ def bundled_model_path() -> Path:
     folder = Path(str(files("lightthinker") / "assets" / "bundled_model"))
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"This installation has no bundled model ({folder} holds no config.json). Name a checkpoint "
-            "with --model, or train one with `lightthinker train`."
+            f"This installation has no bundled model ({folder} holds no config.json). Name a "
+            "checkpoint with --model, or train one with `lightthinker train`."
         )
     return folder

@@ -1,7 +1,8 @@
 """`lightthinker demo`: a model that compresses its own reasoning, shown, measured and written up.
 
-First a problem or two with compression on, as they are solved; then full chain-of-thought beside LightThinker over fresh
-problems; last the HTML report. Same checkpoint, same engine, compression off and on.
+First a problem or two with compression on, as they are solved; then full chain-of-thought
+beside LightThinker over fresh problems; last the HTML report. Same checkpoint, same engine,
+compression off and on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rich.text import Text
 
 from lightthinker.demo.loading import BUNDLED, model_path, open_llm
 from lightthinker.demo.meter import printable
-from lightthinker.demo.view import show, verdict
+from lightthinker.demo.view import show, verdict, write
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.errors import CheckpointError
 from lightthinker.evals import tables
@@ -56,7 +57,9 @@ class DemoSettings:
     max_tokens: int = 1024
 
 
-def run_demo(settings: DemoSettings, console: Console, *, command: str = "lightthinker demo") -> Path:
+def run_demo(
+    settings: DemoSettings, console: Console, *, command: str = "lightthinker demo"
+) -> Path:
     """Run the demonstration.
 
     Args:
@@ -86,10 +89,10 @@ def run_demo(settings: DemoSettings, console: Console, *, command: str = "lightt
     )  # fmt: skip
     results = EvalResults.from_records(records, info)
     console.print(tables.terminal_table(results.overall, narrow=console.width < 76))
-    console.print(Text(tables.verdict(results.overall)))
+    write(console, Text(f"{tables.verdict(results.overall)}."))
     report = _save(results, records, _free_folder(settings.output))
     minutes = tables.duration(time.perf_counter() - started)
-    console.print(Text(f"\nReport: {report}  (the whole demo took {minutes})"), soft_wrap=True)
+    console.print(Text(f"\nReport: {report}  ({minutes} in all)"), soft_wrap=True)
     return report
 
 
@@ -98,7 +101,7 @@ def show_problem(
 ) -> None:
     """Solve one problem with compression on, visibly, and check the answer."""
     console.rule(problem.family.replace("_", " "))
-    console.print(Text(printable(problem.question), style="bold"), soft_wrap=True)
+    write(console, Text(printable(problem.question), style="bold"))
     console.print()
     compression = llm.compression
     markers = (compression.reasoning_begin, compression.reasoning_end) if compression else ()
@@ -114,7 +117,7 @@ def _load(model: str, console: Console) -> LLM:
         llm = open_llm(model)
     if llm.compression is None or llm.compression.method == "full":
         raise CheckpointError(
-            f"{model} was not trained with LightThinker; the demo runs it with compression off and on."
+            f"{model} was not trained with LightThinker; the demo needs a model that compresses."
         )
     parameters = sum(p.numel() for p in llm.engine.runner.model.parameters())
     seconds = time.perf_counter() - started

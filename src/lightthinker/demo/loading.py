@@ -1,4 +1,4 @@
-"""Loading a checkpoint for a command: `demo` names the bundled model, and a terminal stays clean."""
+"""Loading a checkpoint for a command: `demo` names the bundled model; the terminal stays clean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How compression looks in a terminal: folded thoughts, and the bar of live KV tokens against full chain-of-thought.
+"""How compression looks in a terminal: folded thoughts, and a bar of live KV tokens.
 
 Model output is untrusted: control characters, which could drive the terminal, never reach it.
 """
@@ -64,11 +64,11 @@ def folded(number: int, thought: ThoughtStats, width: int, glyphs: Glyphs) -> Te
     """Return a finished thought as one line: its first words, dim, and what is left of it."""
     marks = glyphs.gist * min(thought.num_gists, MAX_GIST_MARKS)
     if not thought.num_gists:
-        fate = f" {thought.num_tokens} tokens kept"
+        fate = f" {thought.num_tokens:>4} tokens kept"
     elif width >= 64:
-        fate = f" {glyphs.arrow} {marks} {thought.num_tokens} tokens {glyphs.arrow} {thought.num_gists} gists"
+        fate = f" {thought.num_tokens:>4} tokens {glyphs.arrow} {marks} {thought.num_gists} gists"
     else:
-        fate = f" {thought.num_tokens} {glyphs.arrow} {marks}"
+        fate = f" {thought.num_tokens:>4} {glyphs.arrow} {marks}"
     head = f"{number:>3}  "
     room = max(8, width - len(head) - len(fate) - 1)
     line = Text(no_wrap=True).append(head, style="bold" if thought.num_gists else "dim")
@@ -85,16 +85,16 @@ def meter(stats: CompressionStats, width: int, glyphs: Glyphs) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(width=label)
     table.add_column(width=room)
-    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
     table.add_row(
         Text("KV live", style="bold"),
         _bar(stats.live_tokens, scale, room, LIGHT, glyphs),
-        Text(f"{stats.live_tokens}{_saving(stats, glyphs)}", style=f"bold {LIGHT}"),
+        Text(f"{stats.live_tokens:>4}{_saving(stats, glyphs)}", style=f"bold {LIGHT}"),
     )
     table.add_row(
         Text("full CoT"),
         _bar(stats.full_cot_tokens, scale, room, FULL, glyphs),
-        Text(str(stats.full_cot_tokens), style=FULL),
+        Text(f"{stats.full_cot_tokens:>4}", style=FULL),
     )
     return table
 
@@ -105,14 +105,14 @@ def costs(stats: CompressionStats, glyphs: Glyphs) -> str:
     saved = round(100 * (1 - stats.peak_tokens / full)) if full else 0
     return (
         f"peak {stats.peak_tokens} KV tokens; full CoT would have held {full} "
-        f"({glyphs.minus if saved >= 0 else '+'}{abs(saved)} %). {stats.num_sampled_tokens} tokens sampled, "
-        f"{stats.num_thoughts} thoughts, {stats.tokens_freed} tokens freed."
+        f"({glyphs.minus if saved >= 0 else '+'}{abs(saved)} %). {stats.num_sampled_tokens} tokens "
+        f"sampled, {stats.num_thoughts} thoughts, {stats.tokens_freed} tokens freed."
     )
 
 
 def _saving(stats: CompressionStats, glyphs: Glyphs) -> str:
     saved = round(100 * (1 - stats.live_tokens / max(stats.full_cot_tokens, 1)))
-    return f" ({glyphs.minus}{saved} %)" if saved > 0 else ""
+    return f" ({glyphs.minus}{saved} %)" if stats.tokens_freed and saved > 0 else ""
 
 
 def _bar(tokens: int, scale: int, width: int, style: str, glyphs: Glyphs) -> Text:

@@ -1,15 +1,14 @@
-"""Shows a request while it runs: each thought streams, and folds into its gists when its trigger comes.
+"""Shows a request while it runs: each thought streams, and folds when its trigger comes.
 
-On a terminal finished thoughts scroll up as single lines above a live region (the current thought and the meter). Elsewhere the
-same facts come as plain lines without control codes. Knows no engine: it reads cumulative `RequestOutput`s.
+On a terminal finished thoughts scroll up as single lines above a live region (the current
+thought and the meter). Elsewhere the same facts come as plain lines without control codes.
+Knows no engine: it reads cumulative `RequestOutput`s.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -41,17 +40,6 @@ class ThoughtView:
         self._num_thoughts = 0
         self._thought_begin = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        return None
-
     @property
     def current(self) -> str:
         """The text after the last finished thought."""
@@ -78,24 +66,17 @@ class ThoughtView:
     def draw(self) -> None:
         """The current text has grown."""
 
+    def close(self) -> None:
+        """The request has ended: what is left of the text stays."""
+
 
 class LiveView(ThoughtView):
     """For a terminal."""
 
-    def __enter__(self) -> Self:
-        self._live = Live(console=self.console, refresh_per_second=20, transient=True)
+    def __init__(self, console: Console, *, hidden: Iterable[str] = (), pace_s: float = 0.0):
+        super().__init__(console, hidden=hidden, pace_s=pace_s)
+        self._live = Live(console=console, refresh_per_second=20, transient=True)
         self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._live.stop()
-        if self.current:
-            self.console.print(Padding(Text(self.current, style="bold"), (0, 0, 0, 5)))
 
     def fold(self, number: int, thought: ThoughtStats) -> None:
         """Dim the thought for a moment, then leave it as one line above the live region."""
@@ -108,6 +89,12 @@ class LiveView(ThoughtView):
     def draw(self) -> None:
         """Redraw the live region."""
         self._live.update(self._region(Text(self.current)))
+
+    def close(self) -> None:
+        """Take the live region away."""
+        self._live.stop()
+        if self.current:
+            self.console.print(Padding(Text(self.current, style="bold"), (0, 0, 0, 5)))
 
     def _region(self, text: Text) -> RenderableType:
         width = max(10, self.console.width - 5)
@@ -123,15 +110,6 @@ class LiveView(ThoughtView):
 class PlainView(ThoughtView):
     """For files, pipes and logs: one line per finished thought, then the answer."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self.current:
-            self.console.print(Text(self.current), soft_wrap=True)
-
     def fold(self, number: int, thought: ThoughtStats) -> None:
         """Print the thought and what became of it."""
         assert self.output is not None
@@ -140,7 +118,12 @@ class PlainView(ThoughtView):
         if thought.num_gists:
             fate = f"{thought.num_tokens} tokens {arrow} {thought.num_gists} gists"
         text = " ".join(printable(thought.text).split())
-        self.console.print(Text(f"[{number}] {text}  ({fate})"), soft_wrap=True)
+        write(self.console, Text(f"[{number}] {text}  ({fate})"))
+
+    def close(self) -> None:
+        """Print what follows the last thought."""
+        if self.current:
+            write(self.console, Text(self.current))
 
 
 def show(
@@ -162,14 +145,22 @@ def show(
         The finished completion.
     """
     kind = LiveView if console.is_terminal and not console.is_dumb_terminal else PlainView
-    with kind(console, hidden=hidden, pace_s=pace_s if kind is LiveView else 0.0) as view:
+    view = kind(console, hidden=hidden, pace_s=pace_s if kind is LiveView else 0.0)
+    try:
         for output in outputs:
             view.update(output.outputs[0])
+    finally:
+        view.close()
     completion = view.output
     assert completion is not None, "a request yields at least its final state"
     if completion.stats is not None:
-        console.print(Text(costs(completion.stats, view.glyphs), style="dim"), soft_wrap=True)
+        write(console, Text(costs(completion.stats, view.glyphs), style="dim"))
     return completion
+
+
+def write(console: Console, text: Text) -> None:
+    """Print text, wrapped at words on a terminal and as it is elsewhere."""
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def verdict(console: Console, *, correct: bool, reference: str) -> None:
@@ -179,4 +170,3 @@ def verdict(console: Console, *, correct: bool, reference: str) -> None:
     text = Text(f"{mark} ", style=style)
     text.append("correct" if correct else f"wrong, expected {reference}", style=style)
     console.print(text)
-

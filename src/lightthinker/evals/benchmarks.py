@@ -1,9 +1,10 @@
 """Benchmarks: named sets of problems, each with its own grader.
 
-Task families (or `tasks`, all families evenly) are generated; their seeds live in a namespace of their own: evaluation
-problem i of `--seed s` is `generate(family, seed=2**40 + s * 2**20 + i)`, and no training recipe may use seeds from
-2**40 on. Training data comes from `tasks.stream`, whose generator is seeded by another string altogether. GSM8K
-comes from a local JSONL file or from the hub. Knows no model.
+Task families (or `tasks`, all families evenly) are generated; their seeds live in a namespace
+of their own: evaluation problem i of `--seed s` is `generate(family, seed=2**40 + s * 2**20 +
+i)`, and no training recipe may use seeds from 2**40 on. Training data comes from
+`tasks.stream`, whose generator is seeded by another string altogether. GSM8K comes from a local
+JSONL file or from the hub. Knows no model.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def load_benchmark(
     if name != ALL_FAMILIES and name not in FAMILIES:
         allowed = benchmark_names()
         raise ConfigError(
-            f"Unknown benchmark {name!r}; there are {', '.join(allowed)}.{suggestion(name, allowed)}"
+            f"Unknown benchmark {name!r}; there are {', '.join(allowed)}."
+            f"{suggestion(name, allowed)}"
         )
     if path is not None:
         raise ConfigError(f"path is for {GSM8K}; the problems of {name!r} are generated.")
@@ -140,7 +142,7 @@ def _is_correct(problem: Problem, text: str) -> bool:
 def _gsm8k(path: str | Path | None) -> list[EvalProblem]:
     hub = HubOptions(subset="main", split="test") if path is None else None
     name, read = open_rows(GSM8K_HUB_NAME if path is None else path, hub)
-    problems = []
+    problems: list[EvalProblem] = []
     for number, row in read():
         where = f"{name}, row {number}"
         if isinstance(row, TraceError):

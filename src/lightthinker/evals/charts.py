@@ -5,15 +5,16 @@ A chart is laid out twice, wide and narrow, so that its text stays readable on a
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightthinker.evals.records import SampleRecord
 from lightthinker.evals.results import Comparison
 from lightthinker.evals.tables import count, label, percent
 
-Curve = Sequence[tuple[int, int]]
+Scale = Callable[[float], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +206,7 @@ def sparkline(sample: SampleRecord, *, highest: float, longest: float) -> str:
     )
 
 
-def _folds(samples: Sequence[SampleRecord], px: object, py: object) -> list[Fold]:
-    assert callable(px)
-    assert callable(py)
+def _folds(samples: Sequence[SampleRecord], px: Scale, py: Scale) -> list[Fold]:
     folds = []
     for sample in samples:
         drops = [
@@ -230,7 +229,7 @@ def _spread_labels(lines: list[Line], *, gap: float, lowest: float) -> list[Line
         ys.append(max(line.label_y, ys[-1] + gap) if ys else max(line.label_y, 12.0))
     overflow = max(0.0, ys[-1] - lowest) if ys else 0.0
     return [
-        Line(**{**vars(line), "label_y": round(y - overflow, 1)}) for line, y in zip(placed, ys)
+        dataclasses.replace(line, label_y=round(y - overflow, 1)) for line, y in zip(placed, ys)
     ]
 
 

@@ -1,9 +1,11 @@
 """A control that the gists carry the information: give every problem another problem's gists.
 
-Problem A runs with compression, and what is left of each of its thoughts (the KV of gists and continue token) is kept.
-Then problem B of the same family runs, and what is left of its i-th thought is overwritten by A's i-th (A's are used again
-from the first if B has more). If the gists carry the thoughts, B goes wrong; where A's answer comes out, it was in them.
-The token sampled at the continue token of the same step has still seen B's own gists. Keys keep A's positions.
+Problem A runs with compression, and what is left of each of its thoughts (the KV of gists and
+continue token) is kept. Then problem B of the same family runs, and what is left of its i-th
+thought is overwritten by A's i-th (A's are used again from the first if B has more). If the
+gists carry the thoughts, B goes wrong; where A's answer comes out, it was in them. The token
+sampled at the continue token of the same step has still seen B's own gists. Keys keep A's
+positions.
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ def gists_swapped(
 
     Args:
         llm: A checkpoint that compresses.
-        problems: At least two of a family, with different answers; a problem without partner is left out.
+        problems: At least two of a family, with different answers; a problem without partner is
+            left out.
         sampling: Sampling parameters.
 
     Returns:
-        `num_problems`, `accuracy` against the own answer with its interval, `other_answer_rate` (how often the answer of
-        the problem that the gists came from was given), and the same under `by_family`.
+        `num_problems`, `accuracy` against the own answer with its interval, `other_answer_rate`
+        (how often the answer of the problem that the gists came from was given), and the same
+        under `by_family`.
 
     Raises:
         ConfigError: The checkpoint does not compress, or no two problems can be paired.
@@ -131,9 +135,7 @@ def _run(
     return texts
 
 
-def _remains(
-    engine: LLMEngine, sequence: EngineSequence, gist_slots: Sequence[int]
-) -> list[int]:
+def _remains(engine: LLMEngine, sequence: EngineSequence, gist_slots: Sequence[int]) -> list[int]:
     """Return the slots of the newest gists and of the continue token after them."""
     role = sequence.builder.role
     last = len(sequence.live) - 1
@@ -143,7 +145,7 @@ def _remains(
 
 
 def _write(engine: LLMEngine, slots: list[int], saved: Saved) -> None:
-    """Overwrite keys and values; the slots' token indices stay. Groups of unequal size share what they can."""
+    """Overwrite keys and values, not token indices; unequal groups share what they can."""
     count = min(len(slots), len(saved[-1]))
     if not count:
         return

@@ -91,7 +91,8 @@ def evaluate(
     """Run an evaluation.
 
     Args:
-        open_llm: Loads the model; called once the problems are there, so that bad settings fail first.
+        open_llm: Loads the model; called once the problems are there, so that bad settings fail
+            first.
         settings: What to run.
         model: The model's folder or hub name, for the record.
         command: The command line, for the record.

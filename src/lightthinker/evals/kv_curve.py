@@ -1,7 +1,7 @@
 """How a sample's KV cache grows and shrinks, as few points.
 
-Live tokens rise by one per sampled token and fall when a thought is freed; only the turning points are kept, so a curve of any
-length costs two points per thought.
+Live tokens rise by one per sampled token and fall when a thought is freed; only the turning
+points are kept, so a curve of any length costs two points per thought.
 """
 
 from __future__ import annotations

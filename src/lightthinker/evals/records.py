@@ -1,7 +1,7 @@
 """One record per sample of an evaluation, kept as JSON lines.
 
-Everything in a table or report is computed from these records. A file is never overwritten unless asked, and is
-written whole or not at all. Knows no model and no torch.
+Everything in a table or report is computed from these records. A file is never overwritten
+unless asked, and is written whole or not at all. Knows no model and no torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class SampleRecord:
         thoughts: Finished thoughts in order.
         stats: What the sample cost.
         kv_curve: Turning points (sampled tokens, live KV tokens) of the sample's KV cache.
-        time_s: Its share of the engine's time: every step is split evenly among the running requests.
+        time_s: Its share of the engine's time: every step is split evenly among the running
+            requests.
     """
 
     problem_id: str
@@ -122,6 +123,7 @@ def write_text(path: Path, text: str, *, overwrite: bool = False) -> None:
 
 
 def group_by(records: Iterable[SampleRecord], key: str) -> dict[str, list[SampleRecord]]:
+    """Return the records by the value of an attribute, in order of first appearance."""
     groups: dict[str, list[SampleRecord]] = {}
     for record in records:
         groups.setdefault(getattr(record, key), []).append(record)

@@ -1,7 +1,8 @@
 """The HTML report of an evaluation: one file, no scripts, nothing loaded from anywhere.
 
-Model output is hostile until escaped: every text goes through jinja2's autoescape, and the page's content security policy
-forbids scripts and any request. Numbers are the results file's; drawings come from `charts`.
+Model output is hostile until escaped: every text goes through jinja2's autoescape, and the
+page's content security policy forbids scripts and any request. Numbers are the results file's;
+drawings come from `charts`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The aggregates of an evaluation, and the JSON in which they are committed.
 
-Always computed from the per-sample records. Every number is a mean over problems, except `wall_time_s` and
-`num_truncated`, which are sums. Knows no model and no torch.
+Always computed from the per-sample records. Every number is a mean over problems, except
+`wall_time_s` and `num_truncated`, which are sums. Knows no model and no torch.
 """
 
 from __future__ import annotations

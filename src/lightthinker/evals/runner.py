@@ -1,8 +1,9 @@
 """Runs a benchmark under several methods in one engine, and records every sample.
 
-A method is a switch of compression plus changes to the checkpoint's compression settings; with changes it gets an engine
-of its own over the same weights. Time is the engine's alone: each step's duration is split evenly among the requests
-that ran in it, so that the times of families add up. Knows nothing of files.
+A method is a switch of compression plus changes to the checkpoint's compression settings; with
+changes it gets an engine of its own over the same weights. Time is the engine's alone: each
+step's duration is split evenly among the requests that ran in it, so that the times of families
+add up. Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -230,6 +231,8 @@ def final_answer(llm: LLM, output: CompletionOutput) -> str:
 
 def _warm_up(engine: LLMEngine, prompts: Sequence[str], params: SamplingParams) -> None:
     for prompt in prompts:
-        engine.add_request("warm-up", prompt, dataclasses.replace(params, max_tokens=4), stream=False)
+        engine.add_request(
+            "warm-up", prompt, dataclasses.replace(params, max_tokens=4), stream=False
+        )
     while engine.has_unfinished_requests():
         engine.step()

@@ -1,6 +1,7 @@
 """The headline table, as text cells: the terminal and the HTML report print the same numbers.
 
-Rows are methods, columns are what a method buys and costs; a change is always against full CoT on the same problems.
+Rows are methods, columns are what a method buys and costs; a change is always against full CoT
+on the same problems.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def interval(ci: Sequence[float]) -> str:
 
 def points(difference: float) -> str:
     """Write a difference of shares in percentage points, with its sign."""
-    return f"{100 * difference:+.1f}".replace("-", "−")
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
 
 
 def count(value: float) -> str:
@@ -165,6 +167,12 @@ def verdict(comparison: Comparison) -> str:
     paired = comparison.paired
     if paired is None:
         return ""
+    if not paired.num_only_method and not paired.num_only_full_cot:
+        return (
+            f"LightThinker and full CoT are right and wrong on the same problems, all "
+            f"{comparison.num_problems} of them (so they differ on fewer than "
+            f"{300 / comparison.num_problems:.1f} % of problems, with 95 % confidence)"
+        )
     low, high = paired.accuracy_difference_ci95
     return (
         f"LightThinker minus full CoT on the same {comparison.num_problems} problems: "
@@ -176,9 +184,9 @@ def verdict(comparison: Comparison) -> str:
 def control(name: str, values: Mapping[str, Any]) -> str:
     """Return a control's outcome in a sentence."""
     return (
-        f"{label(name)} ({values['num_problems']} problems): accuracy {percent(values['accuracy'])} "
-        f"(95 % interval {interval(values['accuracy_ci95'])}); answered the other problem's answer "
-        f"{percent(values['other_answer_rate'])} of the time"
+        f"{label(name)} ({values['num_problems']} problems): accuracy "
+        f"{percent(values['accuracy'])} (95 % interval {interval(values['accuracy_ci95'])}); "
+        f"answered the other problem's answer {percent(values['other_answer_rate'])} of the time"
     )
 
 

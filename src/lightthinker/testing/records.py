@@ -1,4 +1,4 @@
-"""Samples of an imagined run, with the exact costs that the layout implies: for reports and tables without a model."""
+"""Samples of an imagined run, with the exact costs that the layout implies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def simulated_stats(
     compression: bool = True,
     bytes_per_token: int = 1024,
 ) -> tuple[CompressionStats, tuple[tuple[int, int], ...]]:
-    """Return the costs and the KV curve of a sample whose thoughts have these lengths, triggers included."""
+    """Return costs and KV curve of a sample with thoughts of these lengths, triggers included."""
     rules = LayoutRules(method="thought" if compression else "full", num_gists=num_gists)
     builder = LayoutBuilder(rules)
     builder.prompt(num_prompt)
@@ -65,7 +65,7 @@ def simulated_output(
     finished: bool = True,
     tail: str = "",
 ) -> CompletionOutput:
-    """Return what the engine would report after these thoughts (tokens are words) and the text after them."""
+    """Return what the engine would report after these thoughts; tokens are words."""
     lengths = [len(text.split()) + 1 for text in thoughts]
     words = len(f"{tail} {answer}".split())
     stats, _ = simulated_stats(
@@ -96,7 +96,7 @@ def simulated_record(
     num_gists: int = 4,
     time_s: float = 0.25,
 ) -> SampleRecord:
-    """Return a sample of one method; `lengths` are the thoughts' tokens, by default a third of their letters."""
+    """Return a sample; `lengths` are the thoughts' tokens, by default a third of their letters."""
     lengths = [max(2, len(t) // 3) for t in thoughts] if lengths is None else lengths
     compression = method != "full_cot"
     stats, curve = simulated_stats(lengths, compression=compression, num_gists=num_gists)

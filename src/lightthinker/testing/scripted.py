@@ -1,4 +1,4 @@
-"""A model that always reasons by the book: the engine is real, what it samples is the reference trace."""
+"""A model that reasons by the book: a real engine that samples the reference trace."""
 
 from __future__ import annotations
 
