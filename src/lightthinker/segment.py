@@ -207,7 +207,8 @@ def _after_white_space(text: str, boundaries: Iterable[int]) -> list[int]:
             cut = boundary
         else:
             cut = passed
-        if cut and (not cuts or cut > cuts[-1]):
+        is_inside = cut and (text[cut - 1].isspace() or _can_part(text[cut - 1], text[cut]))
+        if is_inside and cut > max(cuts[-1:], default=0):
             cuts.append(cut)
     return cuts
 
@@ -346,8 +347,9 @@ def _split_long(
 
 
 def _can_part(before: str, after: str) -> bool:
-    joined = _ZERO_WIDTH_JOINER in (before, after)
-    return not (joined or after.isspace() or unicodedata.category(after).startswith("M"))
+    if before.isspace() or after.isspace():
+        return not after.isspace()
+    return _ZERO_WIDTH_JOINER not in (before, after) and unicodedata.category(after)[0] != "M"
 
 
 _SENTENCE_END = re.compile(

@@ -21,7 +21,7 @@ TRACE_TOKENS = {
 SIZES_FOR_8K = {
     "programs": ProgramSize(num_steps=(150, 160)),
     "word_problems": WordProblemSize(num_steps=(130, 140)),
-    "entity_tracking": EntityTrackingSize(num_moves=(145, 155), num_people=(8, 8)),
+    "entity_tracking": EntityTrackingSize(num_moves=(125, 135), num_people=(8, 8)),
     "multiplication": MultiplicationSize(num_rows=(66, 70)),
     "register_machine": RegisterMachineSize(
         num_registers=(5, 5), num_lines=(6, 7), num_steps=(150, 160)
