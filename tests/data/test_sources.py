@@ -221,6 +221,10 @@ def test_thoughts_column_keeps_its_pieces(tmp_path: Path) -> None:
         ({"question": "?", "thoughts": "Hm.", "answer": "4"}, DropReason.NOT_TEXT),
         ({"question": "?", "thoughts": [" "], "answer": "4"}, DropReason.NO_REASONING),
         ({**FLAT_ROW, "thoughts": ["Else."]}, DropReason.THOUGHTS_MISMATCH),
+        (
+            {"instruction": "Add.", "input": [2], "output": "Hm</think>4"},
+            DropReason.NOT_TEXT,
+        ),
     ],
 )
 def test_flat_rows_that_yield_no_trace(
@@ -231,6 +235,7 @@ def test_flat_rows_that_yield_no_trace(
 
 def test_a_column_that_the_user_named_must_be_there(tmp_path: Path) -> None:
     assert reason_for(tmp_path, FLAT_ROW, columns={"answer": "gold"}) is DropReason.MISSING_FIELD
+    assert reason_for(tmp_path, FLAT_ROW, columns={"thoughts": "steps"}) is DropReason.NOT_TEXT
 
 
 def test_gsm8k(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ MAX_VOCABULARY = 550
 GOLDEN = {
     "programs": "ce5b25225da79f5e",
     "word_problems": "d15cf8ec77bdfb7f",
-    "entity_tracking": "897a7ab2c72acfff",
+    "entity_tracking": "c8e275bb042033fd",
     "multiplication": "5cc7ee7b51c09908",
     "register_machine": "508ed17e6614ff33",
 }

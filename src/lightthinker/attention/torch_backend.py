@@ -1,6 +1,6 @@
 """Paged attention in plain PyTorch, the reference: gathers each sequence's pages, calls SDPA.
 
-Sequences with few rows (decode, gists) are padded together; a long prefill goes alone. Padding
+Decode rows go together, groups of gist rows too, a long prefill goes alone. Padding
 points at the sequence's own first slot, so no freed slot is ever read. Shapes: B sequences, R rows,
 L live tokens, H heads, D head size.
 """
@@ -60,22 +60,14 @@ class TorchBackend:
             starts.append(start)
             start += len(sequence.rows)
         order = sorted(range(len(starts)), key=lambda i: batch.sequences[i].num_live)
-        self._groups, members = [], []
-        for i in order:
-            sequence = batch.sequences[i]
-            if len(sequence.rows) > MAX_ROWS_TOGETHER:
-                self._groups.append(self._group([sequence], [starts[i]]))
-                continue
-            members.append(i)
-            if len(members) * sequence.num_live >= MAX_GATHERED_TOKENS:
-                self._groups.append(
-                    self._group([batch.sequences[j] for j in members], [starts[j] for j in members])
-                )
-                members = []
-        if members:
-            self._groups.append(
-                self._group([batch.sequences[j] for j in members], [starts[j] for j in members])
-            )
+        single = [i for i in order if len(batch.sequences[i].rows) == 1]
+        several = [i for i in order if 1 < len(batch.sequences[i].rows) <= MAX_ROWS_TOGETHER]
+        prefills = [[i] for i in order if len(batch.sequences[i].rows) > MAX_ROWS_TOGETHER]
+        members = [*_chunks(single, batch), *_chunks(several, batch), *prefills]
+        self._groups = [
+            self._group([batch.sequences[i] for i in chunk], [starts[i] for i in chunk])
+            for chunk in members
+        ]
 
     def attend(
         self,
@@ -91,13 +83,13 @@ class TorchBackend:
         """Store this layer's keys and values, then attend; returns [T, H, D_value]."""
         assert self._batch is not None, "prepare() comes first"
         keys, values = self.pool.keys[layer], self.pool.values[layer]
-        keys[self._batch.slot_mapping] = key_THD
-        values[self._batch.slot_mapping] = value_THD
+        keys.index_copy_(0, self._batch.slot_mapping, key_THD)
+        values.index_copy_(0, self._batch.slot_mapping, value_THD)
         out_THD = query_THD.new_empty(*query_THD.shape[:2], value_THD.shape[2])
         for group in self._groups:
             q = query_THD[group.query_rows_BR].transpose(1, 2)
-            k = keys[group.slots_BL].transpose(1, 2)
-            v = values[group.slots_BL].transpose(1, 2)
+            k = _gather(keys, group.slots_BL).transpose(1, 2)
+            v = _gather(values, group.slots_BL).transpose(1, 2)
             attended = masked_attention(
                 q, k, v, group.mask(window), scaling=scaling, softcap=softcap
             )
@@ -141,3 +133,20 @@ class TorchBackend:
             tensor(out_rows),
             tensor(out_flat),
         )
+
+
+def _chunks(members: list[int], batch: PagedBatch) -> list[list[int]]:
+    """Cut sequences, ordered by length, so that no group gathers too many tokens."""
+    chunks: list[list[int]] = []
+    for i in members:
+        length = batch.sequences[i].num_live
+        if not chunks or (len(chunks[-1]) + 1) * length > MAX_GATHERED_TOKENS:
+            chunks.append([])
+        chunks[-1].append(i)
+    return chunks
+
+
+def _gather(kv_NHD: torch.Tensor, slots_BL: torch.Tensor) -> torch.Tensor:
+    """Return `kv_NHD[slots_BL]`; index_select over whole slots is several times faster on a CPU."""
+    gathered = kv_NHD.flatten(1).index_select(0, slots_BL.flatten())
+    return gathered.view(*slots_BL.shape, *kv_NHD.shape[1:])

@@ -26,6 +26,7 @@ app = App(
     help_epilogue=f"{DEBUG_FLAG} with any command shows the traceback of an error.",
     version=f"lightthinker {__version__}",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
 )
 
 COMMANDS = {

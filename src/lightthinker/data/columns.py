@@ -85,8 +85,8 @@ def parse_columns(row: Row, source: str, *, columns: Mapping[str, str]) -> Trace
         if field != "thoughts"
     }
     question = texts.get("question", "")
-    if found.get("question") == "instruction" and "input" in row:
-        question = f"{question}\n\n{row['input'] or ''}"
+    if found.get("question") == "instruction" and row.get("input"):
+        question = f"{question}\n\n{_text(row, 'input')}"
     thoughts = _thoughts(row, found["thoughts"]) if "thoughts" in found else None
     reasoning, answer = _reasoning_and_answer(texts)
     return Trace(
@@ -132,7 +132,7 @@ def _is_number(value: object) -> bool:
 
 
 def _thoughts(row: Row, column: str) -> tuple[str, ...]:
-    pieces = row[column]
+    pieces = row.get(column)
     if not isinstance(pieces, list):
         raise TraceError(DropReason.NOT_TEXT, f"{column} is not a list of strings.")
     kept = [piece for piece in pieces if check_unicode(column, piece).strip()]

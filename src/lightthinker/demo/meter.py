@@ -62,7 +62,7 @@ def one_line(text: str, width: int, glyphs: Glyphs) -> str:
 
 def folded(number: int, thought: ThoughtStats, width: int, glyphs: Glyphs) -> Text:
     """Return a finished thought as one line: its first words, dim, and what is left of it."""
-    marks = glyphs.gist * min(thought.num_gists, MAX_GIST_MARKS)
+    marks = glyphs.gist * max(1, min(thought.num_gists, MAX_GIST_MARKS, width - 24))
     if not thought.num_gists:
         fate = f" {thought.num_tokens:>4} tokens kept"
     elif width >= 64:

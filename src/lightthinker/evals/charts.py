@@ -100,7 +100,7 @@ def nice_ticks(highest: float, *, at_most: int = 6) -> list[float]:
     highest = max(highest, 1.0)
     rough = highest / (at_most - 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
     step = max(step, 1.0)
     return [i * step for i in range(math.ceil(highest / step) + 1)]
 

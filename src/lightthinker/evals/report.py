@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -191,7 +191,7 @@ def _by_problem(records: Iterable[SampleRecord]) -> list[list[SampleRecord]]:
 
 
 def _typical(problems: Sequence[Sequence[SampleRecord]]) -> Sequence[SampleRecord] | None:
-    """Return the problem of median peak among those that all shown methods get right, if any."""
+    """Return the problem of average peak among those that all shown methods get right, if any."""
     if not problems:
         return None
     shown = _first_two({record.method: None for rows in problems for record in rows})
@@ -199,7 +199,7 @@ def _typical(problems: Sequence[Sequence[SampleRecord]]) -> Sequence[SampleRecor
         rows for rows in problems if all(r.correct for r in rows if r.method in shown)
     ] or problems
     peaks = [max(record.stats.peak_tokens for record in rows) for rows in good]
-    middle = median(peaks)
+    middle = fmean(peaks)
     return min(zip(peaks, good, strict=True), key=lambda pair: abs(pair[0] - middle))[1]
 
 

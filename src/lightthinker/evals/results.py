@@ -101,6 +101,11 @@ class PairedComparison:
     num_only_method: int
     num_only_full_cot: int
 
+    @property
+    def num_discordant(self) -> int:
+        """Problems that just one of the two gets right."""
+        return self.num_only_method + self.num_only_full_cot
+
     @classmethod
     def from_records(
         cls, method: Iterable[SampleRecord], full_cot: Iterable[SampleRecord]

@@ -71,12 +71,17 @@ def points(difference: float) -> str:
 
 
 def count(value: float) -> str:
-    """Write a count in at most five characters or so: 167, 12,345, 156k, 1.56M."""
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e5, "k")):
-        if value >= size:
-            scaled = value / (1e3 if suffix == "k" else size)
-            return f"{scaled:.3g}{suffix}" if scaled < 1000 else f"{scaled:.0f}{suffix}"
-    return f"{value:,.0f}"
+    """Write a count in five characters or so: 167, 12,345, 156k, 1.56M."""
+    if value < 99_999.5:
+        return f"{value:,.0f}"
+    size, suffix = next(
+        (size, suffix)
+        for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+        if value >= 0.9995 * size
+    )
+    scaled = value / size
+    decimals = 0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2
+    return f"{scaled:.{decimals}f}{suffix}"
 
 
 def data_size(value: float) -> str:
@@ -167,7 +172,7 @@ def verdict(comparison: Comparison) -> str:
     paired = comparison.paired
     if paired is None:
         return ""
-    if not paired.num_only_method and not paired.num_only_full_cot:
+    if not paired.num_discordant:
         return (
             f"LightThinker and full CoT are right and wrong on the same problems, all "
             f"{comparison.num_problems} of them (so they differ on fewer than "

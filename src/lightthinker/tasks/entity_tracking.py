@@ -1,35 +1,30 @@
-"""People who trade things: who holds what after many trades?
+"""People who swap things: who holds what after many swaps?
 
-    Start Tom: tea Zoe: salt Kim: milk Ann: silk
-    1 Tom trades with Zoe then for milk
+    Start Ann: tea Ben: salt Dan: milk Eve: silk
+    1 Ann swaps with Dan then Ben
     2 ...
-    What do Tom, Ann and Kim have?
+    What do Ann, Dan and Eve have?
 
-    a thought: 1 Tom trades with Zoe then for milk. Tom: tea. Zoe: salt. Swap Tom: salt Zoe: tea.
-    Kim: milk. Swap Tom: milk Kim: salt. Now Tom: milk Zoe: tea Kim: salt Ann: silk.
+    a thought: 1 Ann swaps with Dan then Ben. Ann: tea. Dan: milk. Swap Ann: milk Dan: tea.
+    Ben: salt. Swap Ann: salt Ben: milk. Now Ann: salt Ben: milk Dan: tea Eve: silk.
 
-The partner of a trade `for` a thing is whoever holds it by then, so the question's last mention of
-a name says nothing about what that person ends up with. Every thought ends by restating who holds
-what, so a reader needs the thought before: without that, a 14M-parameter model never learned to
-find the latest of many writers (0 of 50 problems after 500M tokens).
+Where a thing ends up takes the whole chain: the question's last mention of a name says nothing
+about what that person holds. People stand in alphabetical order and every thought ends with the
+whole state, so that a look-up reaches back one thought: with many names in any order, a
+14M-parameter model never learned to find the latest of several writers.
 """
 
 import re
 from dataclasses import dataclass
 from random import Random
 
-from lightthinker.tasks.draws import Range, below, between, check_range, happens, sample
-from lightthinker.tasks.names import PEOPLE, enumerate_people, person_names, split_words
+from lightthinker.tasks.draws import Range, below, between, check_range, sample
+from lightthinker.tasks.names import enumerate_people, split_words
 from lightthinker.tasks.problem import Draft, TaskFamily
 
-GOODS = split_words(
-    "tea milk salt rice gold silk honey corn wine soap sand wood coal jam flour sugar cheese bread"
-    " wool iron paper glass oil wax"
-)
-
-
-SHARE_FOR_THING = 0.3
-"""Share of trades that name the thing wanted, not the partner."""
+GOODS = split_words("tea milk salt rice gold silk honey corn wine soap sand wood")
+TRADERS = split_words("Amy Ben Cat Don Eva Fay Gus Hal")
+"""In alphabetical order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,14 +43,14 @@ class EntityTrackingSize:
 
     def __post_init__(self) -> None:
         check_range("num_moves", self.num_moves, at_least=1)
-        check_range("num_people", self.num_people, at_least=3, at_most=min(len(PEOPLE), len(GOODS)))
+        check_range("num_people", self.num_people, at_least=3, at_most=len(TRADERS))
         check_range("num_queried", self.num_queried, at_least=1, at_most=3)
 
 
 def build(rng: Random, size: EntityTrackingSize) -> Draft:
     """Draw a series of trades and trace it."""
     num_people = between(rng, size.num_people)
-    people = person_names(rng, num_people)
+    people = sorted(sample(rng, TRADERS, num_people))
     holding = dict(zip(people, sample(rng, GOODS, num_people), strict=True))
     lines = [f"Start {_state(holding)}"]
     thoughts: list[str] = []
@@ -63,8 +58,7 @@ def build(rng: Random, size: EntityTrackingSize) -> Draft:
     for move in range(between(rng, size.num_moves)):
         actor, first, second = _draw_traders(rng, last_traded)
         own, first_thing, second_thing = holding[actor], holding[first], holding[second]
-        partners = _describe(rng, (first, first_thing), (second, second_thing))
-        line = f"{move + 1} {actor} trades {partners}"
+        line = f"{move + 1} {actor} swaps with {first} then {second}"
         lines.append(line)
         holding |= {actor: second_thing, first: own, second: first_thing}
         thoughts.append(
@@ -103,14 +97,6 @@ def _draw_traders(rng: Random, last_traded: dict[str, int]) -> list[str]:
     return traders
 
 
-def _describe(rng: Random, first: tuple[str, str], second: tuple[str, str]) -> str:
-    first_by_thing, second_by_thing = happens(rng, SHARE_FOR_THING), happens(rng, SHARE_FOR_THING)
-    start = f"for {first[1]} then" if first_by_thing else f"with {first[0]} then"
-    if first_by_thing == second_by_thing:
-        return f"{start} {second[1] if second_by_thing else second[0]}"
-    return f"{start} {f'for {second[1]}' if second_by_thing else f'with {second[0]}'}"
-
-
 def _chance(num_people: int, num_queried: int) -> float:
     arrangements = 1
     for taken in range(num_queried):
@@ -121,14 +107,12 @@ def _chance(num_people: int, num_queried: int) -> float:
 def solve(question: str) -> str:
     """Carry out the trades."""
     start, *moves, query = question.split("\n")
-    holding = dict(re.findall(r" (\w+): (\w+)", start))
+    holding = dict(re.findall(r"(\w+): (\w+)", start))
     for move in moves:
-        match = re.fullmatch(r"\d+ (\w+) trades (with|for) (\w+) then(?: (with|for))? (\w+)", move)
+        match = re.fullmatch(r"\d+ (\w+) swaps with (\w+) then (\w+)", move)
         assert match, move
-        actor, first_kind, first, second_kind, second = match.groups()
-        for kind, target in (first_kind, first), (second_kind or first_kind, second):
-            holder_of = {thing: name for name, thing in holding.items()}
-            partner = target if kind == "with" else holder_of[target]
+        actor, *partners = match.groups()
+        for partner in partners:
             holding[actor], holding[partner] = holding[partner], holding[actor]
     asked = query.removeprefix("What do ").removesuffix(" have?")
     return ", ".join(holding[name] for name in re.split(r", | and ", asked))

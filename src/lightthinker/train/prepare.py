@@ -134,10 +134,6 @@ def write_rows(
 
 def encode_trace(encoder: Encoder, recipe: Recipe, trace: Trace, *, compress: bool) -> Example:
     """Segment and encode one trace."""
-    messages = [{"role": m.role, "content": m.content} for m in trace.history]
-    if trace.system:
-        messages.insert(0, {"role": "system", "content": trace.system})
-    messages.append({"role": "user", "content": trace.question})
     tokenizer = encoder.tokenizer
     thoughts = trace.thoughts or segment(
         trace.reasoning,
@@ -147,7 +143,7 @@ def encode_trace(encoder: Encoder, recipe: Recipe, trace: Trace, *, compress: bo
             "offset_mapping"
         ],
     )
-    return encoder.encode(messages, thoughts, trace.answer, compress=compress)
+    return encoder.encode(trace.messages, thoughts, trace.answer, compress=compress)
 
 
 def fingerprint(recipe: Recipe) -> str:

@@ -1,0 +1,127 @@
+"""Benchmarks: which problems, from which seeds, and whether their graders judge."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lightthinker.errors import ConfigError, DataError
+from lightthinker.evals import benchmarks
+from lightthinker.evals.benchmarks import HELD_OUT_SEEDS, load_benchmark
+from lightthinker.tasks import FAMILIES, generate, stream
+
+
+def write_jsonl(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+GSM8K_ROWS: list[object] = [
+    {"question": "How many?", "answer": "16 - 3 = <<16-3=13>>13\n#### 13"},
+    {"question": "How much?", "answer": "A thousand.\n#### 1,000"},
+]
+
+
+def test_tasks_takes_all_families_evenly() -> None:
+    problems = load_benchmark("tasks", num_problems=2 * len(FAMILIES) + 1, difficulty="tiny")
+
+    counts = Counter(problem.family for problem in problems)
+
+    assert list(counts) == list(FAMILIES)
+    assert sorted(counts.values()) == [2] * (len(FAMILIES) - 1) + [3]
+    assert len({problem.id for problem in problems}) == len(problems)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_grader_wants_the_right_answer(family: str) -> None:
+    problem = load_benchmark(family, num_problems=1, difficulty="tiny")[0]
+    source = generate(family, seed=HELD_OUT_SEEDS, difficulty="tiny")
+
+    assert problem.question == source.question
+    assert problem.grade(source.response)
+    assert not problem.grade(source.reasoning)
+    assert not problem.grade(f"{source.reasoning}\n\nThe answer is not {source.value}.")
+    assert (problem.reference, problem.num_thoughts) == (source.value, len(source.thoughts))
+    assert problem.chance == source.chance
+
+
+def test_seeds_are_held_out_and_disjoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: dict[int, set[int]] = {}
+    for seed in (0, 1, benchmarks.SEED_STRIDE - 1):
+        drawn: set[int] = set()
+
+        def recording(family: str, *, seed: int, difficulty: str, drawn: set[int] = drawn):  # type: ignore[no-untyped-def]
+            drawn.add(seed)
+            return generate(family, seed=seed, difficulty=difficulty)
+
+        monkeypatch.setattr(benchmarks, "generate", recording)
+        load_benchmark("programs", num_problems=20, seed=seed, difficulty="tiny")
+        used[seed] = drawn
+
+    assert all(len(seeds) == 20 and min(seeds) >= HELD_OUT_SEEDS for seeds in used.values())
+    assert len(set.union(*used.values())) == 60
+
+
+def test_no_problem_is_in_the_training_stream() -> None:
+    held_out = {problem.question for problem in load_benchmark("tasks", num_problems=50)}
+    training = stream(seed=0)
+
+    assert not any(next(training).question in held_out for _ in range(300))
+
+
+def test_gsm8k_from_a_local_file(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "test.jsonl", GSM8K_ROWS)
+    path.write_text("\n" + path.read_text())
+
+    first, second = load_benchmark("gsm8k", path=path)
+
+    assert (first.family, first.reference, second.reference) == ("gsm8k", "13", "1,000")
+    assert first.messages == ({"role": "user", "content": "How many?"},)
+    assert first.grade("16 - 3 = 13, so the answer is 13.")
+    assert not first.grade("13 - 3 = 10. The answer is 10.")
+    assert second.grade("#### 1000")
+    assert len(load_benchmark("gsm8k", path=path, num_problems=1)) == 1
+
+
+def test_gsm8k_has_all_its_test_questions(shared_data: Path) -> None:
+    problems = load_benchmark("gsm8k", path=shared_data / "gsm8k" / "test.jsonl")
+
+    assert len(problems) == 1319
+    assert all(problem.grade(f"#### {problem.reference}") for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([GSM8K_ROWS[0], {"question": "x"}], "row 2: not a GSM8K row"),
+        ([{"question": "x", "answer": "no mark"}], "row 1: not a GSM8K row"),
+        ([["a", "list"]], "row 1"),
+        ([], "no problems"),
+    ],
+)
+def test_bad_gsm8k_rows_are_named(tmp_path: Path, rows: list[object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_benchmark("gsm8k", path=write_jsonl(tmp_path / "bad.jsonl", rows))
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        load_benchmark("gsm8k", path=tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "program"}, "Did you mean 'programs'"),
+        ({"name": "programs", "difficulty": "standart"}, "Did you mean 'standard'"),
+        ({"name": "programs", "num_problems": 0}, "at least 1"),
+        ({"name": "programs", "seed": -1}, "seed is -1"),
+        ({"name": "programs", "path": "x.jsonl"}, "path is for gsm8k"),
+    ],
+)
+def test_bad_settings_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_benchmark(**arguments)  # type: ignore[arg-type]
