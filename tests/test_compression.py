@@ -20,7 +20,9 @@ from lightthinker.tokens import add_tokens, gist_description
         CompressionConfig(),
         CompressionConfig(method="token", num_gists=2, segment_tokens=6),
         CompressionConfig(method="anllm", num_gists=1),
-        CompressionConfig(num_gists=3, tokens_per_gist=8.0, retain_thoughts=2, position_mode="spread"),
+        CompressionConfig(
+            num_gists=3, tokens_per_gist=8.0, retain_thoughts=2, position_mode="spread"
+        ),
         CompressionConfig(method="full"),
     ],
 )
@@ -44,12 +46,19 @@ def test_stock_transformers_loads_the_folder(tmp_path):
 def test_new_rows_are_means_of_their_descriptions():
     for tied in (True, False):
         model, tokenizer = tiny_model("qwen2", tie_word_embeddings=tied), byte_tokenizer()
-        before = [w.weight.detach().clone() for w in (model.get_input_embeddings(), model.get_output_embeddings())]
+        before = [
+            w.weight.detach().clone()
+            for w in (model.get_input_embeddings(), model.get_output_embeddings())
+        ]
         config = add_tokens(model, tokenizer, CompressionConfig(num_gists=2))
         ids = tokenizer(gist_description(1), add_special_tokens=False)["input_ids"]
-        for old, layer in zip(before, (model.get_input_embeddings(), model.get_output_embeddings())):
+        for old, layer in zip(
+            before, (model.get_input_embeddings(), model.get_output_embeddings())
+        ):
             torch.testing.assert_close(layer.weight[config.gist_ids[1]], old[ids].mean(0))
-            torch.testing.assert_close(layer.weight[: tokenizer.vocab_size], old[: tokenizer.vocab_size])
+            torch.testing.assert_close(
+                layer.weight[: tokenizer.vocab_size], old[: tokenizer.vocab_size]
+            )
 
 
 def test_existing_tokens_keep_their_ids_and_rows():

@@ -50,7 +50,9 @@ def test_full_cot_in_a_mixture_keeps_triggers_and_nothing_expires():
     assert "<|gist_1|>" not in text
     assert "<|continue|>" not in text
     assert example.layout.peak_tokens() == len(example)
-    assert targets(encoder, example) == "Add.\n<|trigger|>Check.\n<|trigger|></think>\n\n2<|im_end|>"
+    assert (
+        targets(encoder, example) == "Add.\n<|trigger|>Check.\n<|trigger|></think>\n\n2<|im_end|>"
+    )
 
 
 def test_full_method_has_no_special_tokens():

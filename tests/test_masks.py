@@ -79,14 +79,18 @@ def test_packed_documents_equal_each_document_alone(family, implementation, rule
 
 def test_sdpa_and_flex_losses_agree():
     rng = np.random.default_rng(0)
-    row = pack_row([example_of(LayoutRules(num_gists=2), [5, 6, 7], rng)], 64, pad_id=0, variants=False)
+    row = pack_row(
+        [example_of(LayoutRules(num_gists=2), [5, 6, 7], rng)], 64, pad_id=0, variants=False
+    )
     losses = []
     for implementation in ("lt_sdpa", "lt_flex"):
         model = tiny_model("qwen2")
         model.set_attn_implementation(implementation)
         logits = packed_logits(model, row)
         labels = torch.from_numpy(row["labels"]).long()
-        losses.append(torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE_INDEX))
+        losses.append(
+            torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE_INDEX)
+        )
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
 
 

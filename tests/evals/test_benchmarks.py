@@ -112,6 +112,11 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         load_benchmark("gsm8k", path=tmp_path / "nowhere.jsonl")
 
 
+def test_without_the_hub_the_error_names_the_way_out() -> None:
+    with pytest.raises(DataError, match=r"openai/gsm8k.*--data|datasets.*--data"):
+        load_benchmark("gsm8k")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -257,3 +257,23 @@ def test_charts_stay_inside_their_frame(lengths: list[int], num_gists: int, widt
 
     dots = accuracy_chart(overall, {}, width=width, height=300).points
     assert all(0 <= dot.x <= width and 0 <= dot.high <= dot.y <= dot.low <= 300 for dot in dots)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 4)), min_size=2, max_size=4),
+    st.sampled_from([370, 860]),
+)
+def test_labels_of_close_dots_do_not_touch(methods: list[tuple[int, int]], width: int) -> None:
+    samples = [
+        simulated_record(f"p{i}", method=f"method_{m}", lengths=(length,), correct=i < right)
+        for m, (length, right) in enumerate(methods)
+        for i in range(4)
+    ]
+    overall = EvalResults.from_records(samples, info()).overall
+
+    points = accuracy_chart(overall, {}, width=width, height=300).points
+
+    for a in points:
+        for b in points:
+            apart = abs(a.label_x - b.label_x) >= 60 or abs(a.label_y - b.label_y) >= 15
+            assert a is b or apart

@@ -45,7 +45,7 @@ def mask(
     """
     from rich.console import Console
 
-    from lightthinker.cli.mask_drawing import draw_figure, draw_text, example_layout
+    from lightthinker.cli.mask_drawing import HIDDEN, draw_figure, draw_text, example_layout
     from lightthinker.evals.records import check_absent
     from lightthinker.layout import LayoutRules
 
@@ -63,7 +63,9 @@ def mask(
     )  # fmt: skip
     layout = example_layout(rules, prompt=prompt, thoughts=lengths, answer=answer)
     if output is None:
-        Console().print(draw_text(layout), soft_wrap=True)
+        console = Console()
+        hidden = "." if console.options.ascii_only else HIDDEN
+        console.print(draw_text(layout, hidden=hidden), soft_wrap=True)
         return
     check_absent(output, overwrite=overwrite)
     draw_figure(layout, output)

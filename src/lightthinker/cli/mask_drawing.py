@@ -74,7 +74,7 @@ def groups(layout: TokenLayout) -> list[tuple[str, int, int]]:
     return found
 
 
-def draw_text(layout: TokenLayout) -> Text:
+def draw_text(layout: TokenLayout, *, hidden: str = HIDDEN) -> Text:
     """Return the mask as text: a letter where the query sees the key, a dot where it does not."""
     visible, live = layout.visible(), layout.live_tokens()
     names = {begin: name for name, begin, _ in groups(layout)}
@@ -91,11 +91,11 @@ def draw_text(layout: TokenLayout) -> Text:
             if visible[query, key]:
                 text.append(f" {LETTERS[key_role]}", style=COLORS[key_role])
             else:
-                text.append(f" {HIDDEN}" if key <= query else "  ", style="dim")
+                text.append(f" {hidden}" if key <= query else "  ", style="dim")
         text.append(f"   {live[query]:>4}\n", style="dim")
     present = [role for role in LETTERS if role in layout.role]
     legend = "  ".join(f"{LETTERS[role]} {NAMES[role]}" for role in present)
-    text.append(f"\n{legend}  {HIDDEN} not seen\n")
+    text.append(f"\n{legend}  {hidden} not seen\n")
     text.append(
         f"peak {layout.peak_tokens()} live tokens, Dep {layout.dep_full()} "
         f"(as the paper counts: {layout.dep_paper()})"

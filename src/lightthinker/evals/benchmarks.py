@@ -140,8 +140,16 @@ def _is_correct(problem: Problem, text: str) -> bool:
 
 
 def _gsm8k(path: str | Path | None) -> list[EvalProblem]:
-    hub = HubOptions(subset="main", split="test") if path is None else None
-    name, read = open_rows(GSM8K_HUB_NAME if path is None else path, hub)
+    if path is None:
+        try:
+            return _read_gsm8k(GSM8K_HUB_NAME, HubOptions(subset="main", split="test"))
+        except DataError as error:
+            raise DataError(f"{error} A local file will do too: --data test.jsonl.") from error
+    return _read_gsm8k(path, None)
+
+
+def _read_gsm8k(source: str | Path, hub: HubOptions | None) -> list[EvalProblem]:
+    name, read = open_rows(source, hub)
     problems: list[EvalProblem] = []
     for number, row in read():
         where = f"{name}, row {number}"

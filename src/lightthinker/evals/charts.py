@@ -76,7 +76,8 @@ class Point:
     low: float
     high: float
     text: str
-    label_y: float
+    label_x: float = 0.0
+    label_y: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +180,9 @@ def accuracy_chart(
         s = comparison.methods[name]
         x, y = px(s.peak_tokens), py(s.accuracy)
         low, high = py(max(s.accuracy_ci95[0], floor)), py(s.accuracy_ci95[1])
-        below = low + 26 < bottom
         text = f"{label(name)}{where}: accuracy {percent(s.accuracy)}, peak {count(s.peak_tokens)}"
         return Point(
             method=name, label=label(name), x=x, y=y, low=low, high=high, text=text,
-            label_y=round(max(low + 18, y + 26) if below else min(high - 8, y - 14), 1),
         )  # fmt: skip
 
     y_values = [floor + i * (1 - floor) / 5 for i in range(6)]
@@ -194,7 +193,11 @@ def accuracy_chart(
         families=tuple(
             point(name, c, f" on {family}") for family, c in families.items() for name in c.methods
         ),
-        points=tuple(point(name, overall, "") for name in overall.methods),
+        points=tuple(
+            _label_points(
+                [point(name, overall, "") for name in overall.methods], width=width, bottom=bottom
+            )
+        ),
     )  # fmt: skip
 
 
@@ -231,6 +234,27 @@ def _spread_labels(lines: list[Line], *, gap: float, lowest: float) -> list[Line
     return [
         dataclasses.replace(line, label_y=round(y - overflow, 1)) for line, y in zip(placed, ys)
     ]
+
+
+def _label_points(points: Sequence[Point], *, width: float, bottom: float) -> list[Point]:
+    """Put each label below its dot or above it, wherever it covers no other label."""
+    placed: list[Point] = []
+    for point in points:
+        half = 4.2 * len(point.label)
+        x = min(max(point.x, half), width - half)
+        below, above = max(point.low + 18, point.y + 26), min(point.high - 8, point.y - 14)
+        anywhere = sorted(range(12, int(bottom), 4), key=lambda y, at=point.y: abs(y - at))
+        choices = [y for y in (below, above, *anywhere) if 12 <= y < bottom - 4]
+
+        def is_free(y: float, x: float = x, half: float = half) -> bool:
+            return all(
+                abs(p.label_y - y) >= 16 or abs(p.label_x - x) >= half + 4.2 * len(p.label)
+                for p in placed
+            )
+
+        y = next(filter(is_free, choices), below)
+        placed.append(dataclasses.replace(point, label_x=round(x, 1), label_y=round(y, 1)))
+    return placed
 
 
 def _describe(sample: SampleRecord) -> str:

@@ -173,10 +173,11 @@ def verdict(comparison: Comparison) -> str:
     if paired is None:
         return ""
     if not paired.num_discordant:
+        most = 1 - 0.05 ** (1 / comparison.num_problems)
         return (
             f"LightThinker and full CoT are right and wrong on the same problems, all "
-            f"{comparison.num_problems} of them (so they differ on fewer than "
-            f"{300 / comparison.num_problems:.1f} % of problems, with 95 % confidence)"
+            f"{comparison.num_problems} of them (so they differ on fewer than {percent(most)} of "
+            "problems, with 95 % confidence)"
         )
     low, high = paired.accuracy_difference_ci95
     return (

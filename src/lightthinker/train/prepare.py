@@ -163,7 +163,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     numbers = summary.to_dict()
     table = Table(title="prepared data", show_header=False)
     for source in summary.sources:
-        kept = f"{source['num_kept']:,} traces kept of {source['num_read']:,} rows ({source['format']})"
+        kept = f"{source['num_kept']:,} of {source['num_read']:,} rows kept ({source['format']})"
         table.add_row(f"read from {source['source']}", kept)
         for reason, drops in source["drops"].items():
             lines = ", ".join(map(str, drops["lines"]))

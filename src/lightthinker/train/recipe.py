@@ -13,6 +13,7 @@ Unknown keys are errors with a suggestion; the resolved recipe is written beside
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,6 +160,21 @@ class Recipe:
         return plain
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-5` as text; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
@@ -171,7 +187,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     file = Path(path)
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = _yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read recipe {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
@@ -188,7 +204,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {override!r}: {parent} is not a section.")
-        target[last] = yaml.safe_load(value)
+        target[last] = _yaml(value)
     try:
         return recipe_from_dict(settings)
     except ConfigError as error:

@@ -1,0 +1,206 @@
+"""Training: it learns, resumes exactly, batches do not matter, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+import lightthinker.train.run as run_module
+from lightthinker import LLM, CompressionConfig, SamplingParams
+from lightthinker.errors import ConfigError, DataError
+from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
+from lightthinker.train.recipe import recipe_from_dict
+from lightthinker.train.run import train
+
+TINY_MODEL = {
+    "tokenizer": "tasks",
+    "config": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def recipe(output, **changes):
+    settings = {
+        "output_dir": str(output),
+        "model": TINY_MODEL,
+        "compression": {"num_gists": 2, "thought_suffix": ""},
+        "data": {"row_length": 256, "full_cot_share": 0.5, "tasks": {"difficulty": "tiny"}},
+        "trainer": {
+            "max_steps": 6,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-2,
+            "warmup_steps": 0,
+            "logging_steps": 1,
+            "use_cpu": True,
+            "disable_tqdm": True,
+        },
+        "save": {"dtype": "float32"},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            settings[section] = {**settings[section], name: value}
+        else:
+            settings[section] = value
+    return recipe_from_dict(settings)
+
+
+def losses(folder):
+    log = json.loads((folder / "training_log.json").read_text())["log_history"]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+def test_training_lowers_the_loss_and_writes_a_plain_checkpoint(tmp_path):
+    folder = train(recipe(tmp_path / "run", trainer__max_steps=25))
+    curve = losses(folder)
+    assert np.mean(curve[-3:]) < 0.7 * curve[0]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+    assert AutoTokenizer.from_pretrained(folder).chat_template
+    assert CompressionConfig.from_pretrained(folder).num_gists == 2
+    assert not list(folder.glob("*.bin"))
+    assert "LightThinker" in (folder / "README.md").read_text()
+    assert (folder / "recipe.yaml").exists()
+    output = LLM(folder, device="cpu", num_kv_tokens=512).chat(
+        [{"role": "user", "content": "What is 3*4?"}], SamplingParams(max_tokens=12)
+    )
+    assert output[0].finished
+
+
+def test_a_used_output_folder_is_not_touched(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("x")
+    with pytest.raises(ConfigError, match="not empty"):
+        train(recipe(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="no checkpoint to resume"):
+        train(recipe(tmp_path / "run"), resume=True)
+    assert os.listdir(tmp_path / "run") == ["precious"]
+
+
+def test_interrupted_training_writes_a_checkpoint_and_resumes_exactly(tmp_path, monkeypatch):
+    train(recipe(tmp_path / "straight"))
+
+    class PressCtrlC(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    trainer_class = run_module.LightThinkerTrainer
+
+    def with_ctrl_c(*args, callbacks, **kwargs):
+        return trainer_class(*args, callbacks=[PressCtrlC(), *callbacks], **kwargs)
+
+    monkeypatch.setattr(run_module, "LightThinkerTrainer", with_ctrl_c)
+    with pytest.raises(KeyboardInterrupt, match="step"):
+        train(recipe(tmp_path / "broken"))
+    monkeypatch.undo()
+    saved = list((tmp_path / "broken" / "checkpoints").iterdir())
+    assert len(saved) == 1
+    assert not list((tmp_path / "broken").glob("*.safetensors"))
+    train(recipe(tmp_path / "broken"), resume=True)
+    assert losses(tmp_path / "broken") == losses(tmp_path / "straight")
+    a, b = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("straight", "broken")
+    )
+    for left, right in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+def test_one_batch_of_eight_equals_eight_accumulated_batches_of_one(tmp_path):
+    common = {"trainer__max_steps": 3}
+    at_once = recipe(tmp_path / "a", **common)
+    at_once.trainer["per_device_train_batch_size"] = 8
+    accumulated = recipe(tmp_path / "b", **common)
+    accumulated.trainer.update(per_device_train_batch_size=1, gradient_accumulation_steps=8)
+    for settings in (at_once, accumulated):
+        train(settings)
+    np.testing.assert_allclose(losses(tmp_path / "a"), losses(tmp_path / "b"), rtol=2e-4)
+
+
+def write_traces(file, count=12):
+    with file.open("w") as out:
+        for i in range(count):
+            row = {
+                "question": f"What is {i}+1?",
+                "reasoning": f"Add one to {i}.\n\nThat is {i + 1}.",
+                "answer": f"{i + 1}",
+            }
+            out.write(json.dumps(row) + "\n")
+        out.write("{broken\n\n")
+
+
+def test_traces_from_a_file_prepare_train_and_fine_tune(tmp_path, capsys):
+    write_traces(tmp_path / "traces.jsonl")
+    data = {
+        "row_length": 128,
+        "sources": [{"path": str(tmp_path / "traces.jsonl")}],
+        "full_cot_share": 0.25,
+    }
+    first = recipe(
+        tmp_path / "first", data=data, trainer__max_steps=-1, trainer__num_train_epochs=2
+    )
+    folder = prepare(first)
+    summary = json.loads((folder / SUMMARY_FILE).read_text())
+    assert summary["num_examples"] == 12
+    assert 0 < summary["num_full_cot"] < 12
+    drops = summary["sources"][0]["drops"]
+    assert drops["malformed JSON"] == {"count": 1, "lines": [13]}
+    printed = capsys.readouterr().out
+    assert "malformed JSON" in printed
+    assert "<|trigger|>" in printed
+    with pytest.raises(ConfigError, match="--overwrite"):
+        prepare(first)
+    rows_before = (folder / ROWS_FILE).stat().st_mtime_ns
+    checkpoint = train(first)
+    assert (folder / ROWS_FILE).stat().st_mtime_ns == rows_before
+    second = recipe(
+        tmp_path / "second",
+        data=data,
+        model={"path": str(checkpoint)},
+        trainer__max_steps=2,
+    )
+    assert train(second).exists()
+
+
+def test_strict_stops_at_the_first_bad_line(tmp_path):
+    write_traces(tmp_path / "traces.jsonl")
+    data = {"row_length": 128, "sources": [{"path": str(tmp_path / "traces.jsonl")}]}
+    with pytest.raises(DataError, match="13"):
+        prepare(recipe(tmp_path / "run", data=data), strict=True)
+
+
+def test_examples_longer_than_the_row_are_counted_and_none_left_is_an_error(tmp_path):
+    write_traces(tmp_path / "traces.jsonl")
+    data = {"row_length": 20, "sources": [{"path": str(tmp_path / "traces.jsonl")}]}
+    with pytest.raises(DataError, match="longer than data"):
+        prepare(recipe(tmp_path / "run", data=data))
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    from lightthinker.train import checkpoint as checkpoint_module
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module.os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        train(recipe(tmp_path / "run", trainer__max_steps=1))
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "run.partial", ignore_errors=True)
