@@ -118,14 +118,14 @@ def test_training_commands_pass_on_what_was_asked(
 
     main(["prepare", "r.yaml", "--set", "a.b=1", "--set", "c=d e", "--strict"])
     main(["train", "r.yaml", "--resume"])
-    main(["convert", "zjunlp/x", "out", "--overwrite"])
+    main(["convert", "zjunlp/x", "out", "--method", "token", "--overwrite"])
 
     assert calls == [
         (Path("r.yaml"), ["a.b=1", "c=d e"]),
         ("prepare", ("recipe",), {"strict": True, "overwrite": False}),
         (Path("r.yaml"), []),
         ("train", ("recipe",), {"resume": True, "overwrite": False}),
-        ("convert", ("zjunlp/x", Path("out")), {"overwrite": True}),
+        ("convert", ("zjunlp/x", Path("out")), {"method": "token", "overwrite": True}),
     ]
     assert "Checkpoint: model" in capsys.readouterr().out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -58,15 +58,23 @@ def train(
     print(f"Checkpoint: {folder}")
 
 
-def convert(source: str, output: Path, /, *, overwrite: bool = False) -> None:
+def convert(
+    source: str,
+    output: Path,
+    /,
+    *,
+    method: Literal["thought", "token", "anllm"] = "thought",
+    overwrite: bool = False,
+) -> None:
     """Turn a LightThinker checkpoint published by its authors into our format.
 
     Args:
         source: Folder or hub name of the published checkpoint.
         output: Folder to write.
+        method: How it was trained: thought (LightThinker), token (its token level) or anllm.
         overwrite: Write into a folder that exists.
     """
     from lightthinker.train.convert import convert
 
-    convert(source, output, overwrite=overwrite)
+    convert(source, output, method=method, overwrite=overwrite)
     print(f"Checkpoint: {output}")

@@ -243,7 +243,8 @@ def _label_points(points: Sequence[Point], *, width: float, bottom: float) -> li
         half = 4.2 * len(point.label)
         x = min(max(point.x, half), width - half)
         below, above = max(point.low + 18, point.y + 26), min(point.high - 8, point.y - 14)
-        anywhere = sorted(range(12, int(bottom), 4), key=lambda y, at=point.y: abs(y - at))
+        by_distance = sorted((abs(y - point.y), y) for y in range(12, int(bottom), 4))
+        anywhere = [float(y) for _, y in by_distance]
         choices = [y for y in (below, above, *anywhere) if 12 <= y < bottom - 4]
 
         def is_free(y: float, x: float = x, half: float = half) -> bool:
