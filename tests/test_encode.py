@@ -1,4 +1,7 @@
-"""Encoding: the visible stream, the labels, and equality with what the engine writes for the same tokens."""
+"""Encoding.
+
+The visible stream, the labels, and equality with what the engine writes for the same tokens.
+"""
 
 from __future__ import annotations
 
@@ -83,10 +86,15 @@ def test_token_level_compresses_every_full_segment_and_no_tail():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"method": "token", "segment_tokens": 4}, {"method": "anllm", "num_gists": 1},
-     {"prompt_chunk_tokens": 7}, {"retain_thoughts": 1, "position_mode": "compact"},
-     {"tokens_per_gist": 5.0, "position_mode": "spread"}],
-)  # fmt: skip
+    [
+        {},
+        {"method": "token", "segment_tokens": 4},
+        {"method": "anllm", "num_gists": 1},
+        {"prompt_chunk_tokens": 7},
+        {"retain_thoughts": 1, "position_mode": "compact"},
+        {"tokens_per_gist": 5.0, "position_mode": "spread"},
+    ],
+)
 @given(thoughts=st.lists(st.text("ab\n ", min_size=1, max_size=12), min_size=1, max_size=4))
 def test_the_engine_writes_the_same_tokens_and_layout(settings, thoughts):
     encoder = make_encoder(**settings)
@@ -98,9 +106,14 @@ def test_the_engine_writes_the_same_tokens_and_layout(settings, thoughts):
         is_sampled = is_sampled | (example.layout.role == Role.GIST)
     end = encoder.tokenizer(encoder.config.reasoning_end.strip(), add_special_tokens=False)
     sequence = Sequence(
-        "r", 0, encoder.prompt_ids(MESSAGES), SamplingParams(), encoder.config,
-        end["input_ids"], encoder.config.trigger_id,
-    )  # fmt: skip
+        "r",
+        0,
+        encoder.prompt_ids(MESSAGES),
+        SamplingParams(),
+        encoder.config,
+        end["input_ids"],
+        encoder.config.trigger_id,
+    )
     for token in example.input_ids[is_sampled].tolist():
         if sequence.append(token):
             sequence.insert_gists()

@@ -51,9 +51,11 @@ def packed_logits(model, row):
     vectors = {k: batch[k] for k in ("expires", "first", "last", "skip") if k in batch}
     with lifetimes(LifetimeBatch(**vectors)):
         out = model(
-            batch["input_ids"], position_ids=batch["position_ids"], attention_mask=batch["attention_mask"],
+            batch["input_ids"],
+            position_ids=batch["position_ids"],
+            attention_mask=batch["attention_mask"],
             use_cache=False,
-        )  # fmt: skip
+        )
     return out.logits[0]
 
 

@@ -141,8 +141,8 @@ class CompressionConfig(LayoutRules):
         settings = config.get(CONFIG_KEY) if is_mapping else getattr(config, CONFIG_KEY, None)
         if settings is None:
             raise CheckpointError(
-                f"{name} has no '{CONFIG_KEY}' settings in its config.json: it was not trained with "
-                "LightThinker. Train it first, run it with compression off, or use "
+                f"{name} has no '{CONFIG_KEY}' settings in its config.json: it was not trained "
+                "with LightThinker. Train it first, run it with compression off, or use "
                 "`lightthinker convert` for an upstream checkpoint."
             )
         return cls.from_dict(settings)

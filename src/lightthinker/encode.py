@@ -44,8 +44,8 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], reasoning_begin: 
     """
     if not tokenizer.chat_template:
         raise CheckpointError(
-            "The tokenizer has no chat template. Set tokenizer.chat_template, or pass plain prompts "
-            "instead of messages."
+            "The tokenizer has no chat template. Set tokenizer.chat_template, or pass plain "
+            "prompts instead of messages."
         )
     text: str = tokenizer.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=True

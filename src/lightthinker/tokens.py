@@ -37,7 +37,8 @@ def resolve_tokens(tokenizer: Any, config: CompressionConfig) -> CompressionConf
     if missing:
         raise CheckpointError(
             f"The tokenizer has no token {', '.join(missing)}. Add them with "
-            "lightthinker.tokens.add_tokens, or check that compression.num_gists matches the checkpoint."
+            "lightthinker.tokens.add_tokens, or check that compression.num_gists "
+            "matches the checkpoint."
         )
     return dataclasses.replace(
         config,

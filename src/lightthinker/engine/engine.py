@@ -156,13 +156,13 @@ class LLMEngine:
         longest = max(sequences[0].builder.position) + 1
         if longest >= self.max_model_len:
             raise RequestError(
-                f"The prompt takes {longest} positions, and the model has {self.max_model_len}: none "
-                "is left to answer."
+                f"The prompt takes {longest} positions, and the model has {self.max_model_len}: "
+                "none is left to answer."
             )
         if len(prompt_ids) >= self.pool.num_slots:
             raise RequestError(
-                f"The prompt has {len(prompt_ids)} tokens and the KV pool holds {self.pool.num_slots}; "
-                "raise num_kv_tokens."
+                f"The prompt has {len(prompt_ids)} tokens and the KV pool holds "
+                f"{self.pool.num_slots}; raise num_kv_tokens."
             )
         detokenizers = [Detokenizer(self.tokenizer, self.compression) for _ in sequences]
         self._requests[request_id] = _Request(

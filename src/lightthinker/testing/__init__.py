@@ -1,1 +1,1 @@
-"""Oracles and tiny models for tests, shipped because they help anyone who changes a mask or an engine."""
+"""Oracles, tiny models and scripted samplers, shipped for whoever changes a mask or an engine."""

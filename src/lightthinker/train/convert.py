@@ -97,8 +97,8 @@ def _settings(tokenizer: Any, method: Method, folder: Path) -> CompressionConfig
     found = {int(m[1]): t for t in tokenizer.get_vocab() if (m := _GIST.fullmatch(t))}
     if not found or sorted(found) != list(range(len(found))):
         raise CheckpointError(
-            f"The tokenizer in {folder} has no gist tokens <|o_0|>, <|o_1|>, ...: this is not one of "
-            "upstream's LightThinker checkpoints."
+            f"The tokenizer in {folder} has no gist tokens <|o_0|>, <|o_1|>, ...: this is not "
+            "one of upstream's LightThinker checkpoints."
         )
     return CompressionConfig(
         method=method,
