@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import lightthinker.train.run as run_module
 from lightthinker import LLM, CompressionConfig, SamplingParams
-from lightthinker.errors import ConfigError, DataError
+from lightthinker.cli.app import main
+from lightthinker.errors import CheckpointError, ConfigError, DataError
+from lightthinker.train.card import update_card
 from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
 from lightthinker.train.recipe import recipe_from_dict
 from lightthinker.train.run import train
@@ -176,6 +178,18 @@ def test_traces_from_a_file_prepare_train_and_fine_tune(tmp_path, capsys):
         trainer__max_steps=2,
     )
     assert train(second).exists()
+
+
+def test_evaluation_puts_measured_numbers_into_the_card(tmp_path):
+    folder = train(recipe(tmp_path / "run", trainer__max_steps=1))
+    arguments = ["--tasks", "programs", "--difficulty", "tiny", "--num-problems", "2"]
+    main(["eval", str(folder), *arguments, "--max-tokens", "8", "--card", "--device", "cpu"])
+    card = (folder / "README.md").read_text()
+    assert "## Results" in card
+    assert "| lightthinker | 0.0%" in card
+    (folder / "recipe.yaml").unlink()
+    with pytest.raises(CheckpointError, match=r"recipe\.yaml"):
+        update_card(folder, {})
 
 
 def test_strict_stops_at_the_first_bad_line(tmp_path):

@@ -29,6 +29,7 @@ def evaluate(
     output: Path | None = None,
     samples: bool = False,
     report: bool = False,
+    card: bool = False,
     overwrite: bool = False,
     device: str | None = None,
     dtype: str = "auto",
@@ -52,6 +53,7 @@ def evaluate(
         output: JSON file for the results; without it they are only printed.
         samples: Also write every sample, as JSON lines beside the results.
         report: Also write samples and the HTML report beside the results.
+        card: Also put the results into the model card of a checkpoint that `train` made.
         overwrite: Replace existing files.
         device: cpu, cuda, cuda:1, ...; by default CUDA if there is one.
         dtype: auto, float32, bfloat16 or float16.
@@ -85,6 +87,11 @@ def evaluate(
     for name, control in results.controls.items():
         console.print(Text(f"{tables.control(name, control)}."))
     files.write(results, records)
+    if card:
+        from lightthinker.train.card import update_card
+
+        update_card(Path(path), results.to_dict())
+        print(f"Card: {Path(path) / 'README.md'}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,8 @@ class ModelRunner:
         if not shapes or sorted(shapes) != list(range(max(shapes) + 1)):
             raise NotImplementedError(
                 f"{type(self.model).__name__} has layers that do not call the "
-                "registered attention; the paged engine supports models whose every layer is softmax attention."
+                "registered attention; the paged engine supports models whose every layer is "
+                "softmax attention."
             )
         return [shapes[i] for i in range(len(shapes))]
 

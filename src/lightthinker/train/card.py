@@ -5,13 +5,18 @@ What it is, how it was made, and only numbers that were measured.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lightthinker.train.recipe import Recipe
+from lightthinker.errors import CheckpointError
+from lightthinker.train.recipe import Recipe, load_recipe
+
+RECIPE_FILE = "recipe.yaml"
+LOG_FILE = "training_log.json"
 
 _METHOD_COLUMNS = (
     ("accuracy", "accuracy"),
@@ -80,6 +85,22 @@ def write_card(
         "",
     ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def update_card(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write the card of a checkpoint that `train` made again, now with measured results.
+
+    Raises:
+        CheckpointError: The folder holds no recipe, so it was not made by `train`.
+    """
+    recipe_file, log_file = folder / RECIPE_FILE, folder / LOG_FILE
+    if not recipe_file.is_file() or not log_file.is_file():
+        raise CheckpointError(
+            f"{folder} has no {RECIPE_FILE} and {LOG_FILE}: a card is only written for checkpoints "
+            "that `lightthinker train` made."
+        )
+    log = json.loads(log_file.read_text(encoding="utf-8"))["log_history"]
+    write_card(folder, load_recipe(recipe_file), log, results)
 
 
 def _results_table(results: Mapping[str, Any]) -> list[str]:

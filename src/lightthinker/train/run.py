@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from lightthinker.data.packing import collate
 from lightthinker.encode import Encoder
 from lightthinker.errors import ConfigError, DataError
-from lightthinker.train.card import write_card
+from lightthinker.train.card import LOG_FILE, RECIPE_FILE, write_card
 from lightthinker.train.checkpoint import load_model, save_checkpoint
 from lightthinker.train.datasets import PackedRows, TaskRows
 from lightthinker.train.prepare import prepared_rows
@@ -25,9 +25,6 @@ from lightthinker.train.trainer import (
     Throughput,
     compile_layers,
 )
-
-RECIPE_FILE = "recipe.yaml"
-LOG_FILE = "training_log.json"
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
