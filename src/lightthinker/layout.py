@@ -291,6 +291,7 @@ class LayoutBuilder:
         self.first: list[int] = []
         self.last: list[int] = []
         self.skip: list[int] = []
+        self.next_expiry = NEVER
         self.num_thoughts = 0
         self.thought_start = 0
         self.next_position = 0
@@ -430,3 +431,4 @@ class LayoutBuilder:
 
     def _expire(self, start: int, stop: int, at: int) -> None:
         self.expires[start:stop] = [at] * (stop - start)
+        self.next_expiry = min(self.next_expiry, at)

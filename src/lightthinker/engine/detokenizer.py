@@ -1,6 +1,6 @@
-"""Sampled ids -> visible text, token by token.
+"""Sampled ids -> visible text: triggers become the separator, other special tokens vanish.
 
-Triggers become the separator, other special tokens vanish.
+Decoding is lazy: ids are only collected until somebody asks for the text, and then only the new ones are decoded.
 """
 
 from __future__ import annotations
@@ -11,42 +11,50 @@ from lightthinker.compression import CompressionConfig
 
 
 class Detokenizer:
-    """Decodes one sequence incrementally.
-
-    Text is only emitted once no later token can change it.
-    """
+    """Decodes one sequence; a character is only shown once no later token can change it."""
 
     def __init__(self, tokenizer: Any, config: CompressionConfig | None):
         self.tokenizer = tokenizer
         self.trigger_id = config.trigger_id if config else None
         self.trigger_text = config.separator.removeprefix(config.thought_suffix) if config else ""
-        self.text = ""
+        self._shown = ""
         self._ids: list[int] = []
         self._begin = 0
-        self._emitted = 0
+        self._decoded = 0
 
-    def push(self, token_id: int) -> str:
-        """Add a sampled token; return the text it makes visible."""
+    @property
+    def text(self) -> str:
+        """The visible text so far."""
+        self._decode_new(final=False)
+        return self._shown
+
+    def push(self, token_id: int) -> None:
+        """Add a sampled token."""
         if token_id == self.trigger_id:
-            return self.flush() + self._emit(self.trigger_text)
-        self._ids.append(token_id)
-        before = self._decode(self._ids[self._begin : self._emitted])
-        after = self._decode(self._ids[self._begin :])
-        if len(after) <= len(before) or after.endswith("\ufffd"):
-            return ""
-        self._begin, self._emitted = self._emitted, len(self._ids)
-        return self._emit(after[len(before) :])
+            self.flush()
+            self._shown += self.trigger_text
+        else:
+            self._ids.append(token_id)
 
-    def flush(self) -> str:
-        """Emit what was held back, an unfinished character as it is, and forget the context."""
-        before = self._decode(self._ids[self._begin : self._emitted])
-        after = self._decode(self._ids[self._begin :])
-        self._ids, self._begin, self._emitted = [], 0, 0
-        return self._emit(after[len(before) :])
+    def flush(self) -> None:
+        """Show what was held back, an unfinished character as it is, and forget the context."""
+        self._decode_new(final=True)
+        self._ids, self._begin, self._decoded = [], 0, 0
 
-    def _emit(self, text: str) -> str:
-        self.text += text
-        return text
+    def truncate(self, length: int) -> None:
+        """Cut the text, at a stop string."""
+        self.flush()
+        self._shown = self._shown[:length]
+
+    def _decode_new(self, *, final: bool) -> None:
+        if self._decoded == len(self._ids):
+            return
+        before = self._decode(self._ids[self._begin : self._decoded])
+        after = self._decode(self._ids[self._begin :])
+        if after.endswith("\ufffd") and not final:
+            return
+        self._shown += after[len(before) :]
+        self._begin, self._decoded = self._decoded, len(self._ids)
 
     def _decode(self, ids: list[int]) -> str:
         if not ids:

@@ -303,7 +303,7 @@ class LLMEngine:
         for stop in sequence.params.stop_strings:
             at = detokenizer.text.find(stop)
             if at >= 0:
-                detokenizer.text = detokenizer.text[:at]
+                detokenizer.truncate(at)
                 sequence.stop_reason = stop
                 return True
         return False

@@ -88,8 +88,7 @@ class Scheduler:
             source += self.slots(sequence, (old for old, _ in moves))
             target += self.slots(sequence, (new for _, new in moves))
             vacated += self.slots(sequence, range(len(kept), len(sequence.live)))
-            sequence.live = [sequence.live[i] for i in kept]
-            sequence.tokens_freed += len(expired)
+            sequence.keep(kept)
             self._release(sequence, keep=self._pages_for(len(kept)))
         if source:
             self.pool.move(source, target)

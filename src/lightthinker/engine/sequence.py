@@ -17,7 +17,7 @@ import torch
 from lightthinker.attention.batch import Row
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.sampling_params import SamplingParams
-from lightthinker.layout import LayoutBuilder, LayoutRules, Role
+from lightthinker.layout import NEVER, LayoutBuilder, LayoutRules, Role
 
 
 class Status(Enum):
@@ -128,7 +128,17 @@ class Sequence:
     def expired(self) -> list[int]:
         """Return which live tokens (positions in `live`) the next pending token no longer sees."""
         now, expires = self.num_forwarded, self.builder.expires
+        if self.builder.next_expiry > now:
+            return []
         return [i for i, k in enumerate(self.live) if expires[k] <= now]
+
+    def keep(self, positions: list[int]) -> None:
+        """Forget all live tokens but those at these positions in `live`."""
+        self.tokens_freed += len(self.live) - len(positions)
+        self.live = [self.live[i] for i in positions]
+        expires = self.builder.expires
+        waiting = (*self.live, *range(self.num_forwarded, len(expires)))
+        self.builder.next_expiry = min((expires[k] for k in waiting), default=NEVER)
 
     def append(self, token_id: int) -> bool:
         """Write a sampled token.
