@@ -6,10 +6,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import lightthinker.train.run as run_module
@@ -122,6 +126,31 @@ def test_interrupted_training_writes_a_checkpoint_and_resumes_exactly(tmp_path, 
     )
     for left, right in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_still_saves(tmp_path, number):
+    """What a terminal's Ctrl-C or `timeout` does: loading workers get the signal too."""
+    settings = recipe(
+        tmp_path / "run", trainer__max_steps=2000, trainer__dataloader_num_workers=1
+    ).to_dict()  # fmt: skip
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "lightthinker.train", str(file)]
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        try:
+            deadline = time.time() + 120
+            while "'loss'" not in log.read_text() and time.time() < deadline:
+                time.sleep(0.2)
+            os.killpg(process.pid, number)
+            assert process.wait(60) != 0
+        finally:
+            process.kill()
+            process.wait()
+    saved = list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/model.safetensors"))
+    assert len(saved) == 1, log.read_text()[-2000:]
 
 
 def test_one_batch_of_eight_equals_eight_accumulated_batches_of_one(tmp_path):

@@ -78,7 +78,13 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         data_collator=collate,
         callbacks=[interrupt, Throughput(tokens_per_step)],
     )
-    trainer.train(resume_from_checkpoint=last if resume else None)
+    try:
+        trainer.train(resume_from_checkpoint=last if resume else None)
+    except RuntimeError:
+        # A signal to the whole process group ends the loading workers before the step is done.
+        if not interrupt.interrupted:
+            raise
+        trainer.save_interrupted()
     _write_log(trainer, output)
     if interrupt.interrupted:
         raise KeyboardInterrupt(

@@ -30,6 +30,10 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
         with lifetimes(LifetimeBatch(**vectors)):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def save_interrupted(self) -> None:
+        """Write a checkpoint of the last finished step, outside the training loop."""
+        self._save_checkpoint(self.model, trial=None)
+
 
 class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
     """Ctrl-C and SIGTERM end training after the current step, with a checkpoint.
