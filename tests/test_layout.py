@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightthinker.errors import ConfigError
-from lightthinker.layout import NEVER, LayoutBuilder, LayoutRules, Role, TokenLayout
+from lightthinker.layout import NEVER, LayoutRules, Role, TokenLayout
+from lightthinker.layout_builder import LayoutBuilder
 
 
 @dataclass

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lightthinker.data.packing import collate, pack, pack_row
 from lightthinker.encode import IGNORE_INDEX, Example
-from lightthinker.layout import LayoutBuilder, LayoutRules, Role
+from lightthinker.layout import LayoutRules, Role
+from lightthinker.layout_builder import LayoutBuilder
 from lightthinker.masks import LifetimeBatch, lifetimes
 from lightthinker.testing.models import tiny_model
 from lightthinker.testing.oracles import dense_logits

@@ -18,7 +18,8 @@ import numpy as np
 
 from lightthinker.compression import CompressionConfig
 from lightthinker.errors import CheckpointError, DataError
-from lightthinker.layout import IntArray, LayoutBuilder, Role, TokenLayout
+from lightthinker.layout import IntArray, Role, TokenLayout
+from lightthinker.layout_builder import LayoutBuilder
 
 IGNORE_INDEX = -100
 Message = Mapping[str, str]

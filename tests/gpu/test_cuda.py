@@ -1,4 +1,4 @@
-"""On a GPU: compiled FlexAttention equals SDPA, forward and backward, and the engine equals the dense oracle.
+"""On a GPU: compiled FlexAttention equals SDPA both ways, the engine equals the dense oracle.
 
 Run by hand: `pytest tests/gpu -m gpu`; its output is committed under results/.
 """
@@ -13,7 +13,8 @@ import torch
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.sampling_params import SamplingParams
-from lightthinker.layout import LayoutBuilder, LayoutRules, Role
+from lightthinker.layout import LayoutRules, Role
+from lightthinker.layout_builder import LayoutBuilder
 from lightthinker.masks import LifetimeBatch, lifetimes
 from lightthinker.testing.models import byte_tokenizer, tiny_model
 from lightthinker.testing.oracles import ScriptedSampler, dense_logits

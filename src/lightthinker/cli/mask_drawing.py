@@ -10,7 +10,8 @@ import numpy as np
 from rich.text import Text
 
 from lightthinker.errors import ConfigError
-from lightthinker.layout import LayoutBuilder, LayoutRules, Role, TokenLayout
+from lightthinker.layout import LayoutRules, Role, TokenLayout
+from lightthinker.layout_builder import LayoutBuilder
 
 MAX_TOKENS = 400
 LETTERS = {

@@ -1,6 +1,7 @@
 """Sampled ids -> visible text: triggers become the separator, other special tokens vanish.
 
-Decoding is lazy: ids are only collected until somebody asks for the text, and then only the new ones are decoded.
+Decoding is lazy: ids are only collected until somebody asks for the text, and then only the new
+ones are decoded.
 """
 
 from __future__ import annotations

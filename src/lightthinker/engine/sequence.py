@@ -17,7 +17,8 @@ import torch
 from lightthinker.attention.batch import Row
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.sampling_params import SamplingParams
-from lightthinker.layout import NEVER, LayoutBuilder, LayoutRules, Role
+from lightthinker.layout import NEVER, LayoutRules, Role
+from lightthinker.layout_builder import LayoutBuilder
 
 
 class Status(Enum):

@@ -9,7 +9,8 @@ import numpy as np
 from lightthinker.engine.outputs import CompletionOutput, CompressionStats, ThoughtStats
 from lightthinker.evals.kv_curve import KVCurve
 from lightthinker.evals.records import SampleRecord
-from lightthinker.layout import LayoutBuilder, LayoutRules, Role
+from lightthinker.layout import LayoutRules, Role
+from lightthinker.layout_builder import LayoutBuilder
 
 
 def simulated_stats(

@@ -1,0 +1,40 @@
+"""What the repository promises: README tables from results, no remote code, small modules."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_readme_tables_say_what_the_results_files_say():
+    script = ROOT / "scripts" / "update_readme.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*.json")), ids=lambda f: f.stem)
+def test_results_name_device_versions_command_and_seed(file):
+    results = json.loads(file.read_text())
+    for key in ("num_problems", "device", "versions", "command", "seed", "methods", "by_family"):
+        assert key in results, key
+    for values in results["methods"].values():
+        low, high = values["accuracy_ci95"]
+        assert low <= values["accuracy"] <= high
+
+
+def test_no_module_runs_remote_code_or_reads_pickles():
+    for file in (ROOT / "src").rglob("*.py"):
+        text = file.read_text()
+        assert "trust_remote_code" not in text, file
+        assert "torch.load(" not in text, file
+
+
+def test_modules_stay_readable():
+    lengths = {f: len(f.read_text().splitlines()) for f in (ROOT / "src").rglob("*.py")}
+    assert {f.name: n for f, n in lengths.items() if n > 420} == {}
