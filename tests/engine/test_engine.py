@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from lightthinker import LLM, SamplingParams
 from lightthinker.compression import CompressionConfig
@@ -272,6 +273,20 @@ def test_streaming_ends_with_what_generate_returns(llm):
     assert last.finished
     once = llm.generate("hello", params)[0]
     assert last.outputs == once.outputs
+
+
+def test_raw_prompts_get_the_tokenizers_bos_and_chats_do_not(checkpoint):
+    model = LLM(checkpoint, device="cpu", num_kv_tokens=512)
+    tokenizer = model.tokenizer
+    bos = tokenizer.bos_token
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    params = SamplingParams(max_tokens=1)
+    assert model.generate("a", params)[0].prompt_token_ids[0] == tokenizer.bos_token_id
+    assert len(model.generate("a", params)[0].prompt_token_ids) == 2
+    chat = model.chat([{"role": "user", "content": "a"}], params)[0].prompt_token_ids
+    assert tokenizer.decode(chat).count(bos) == 2  # the template writes <|im_start|>, twice
 
 
 def test_leaving_a_stream_frees_its_pages(llm):

@@ -130,7 +130,7 @@ class LLMEngine:
 
         Args:
             request_id: Its name, unique among unfinished requests.
-            prompt: Text, or token ids.
+            prompt: Text (the tokenizer adds its special tokens, such as a bos), or token ids.
             params: How to sample.
             stream: Whether `step` reports it at every step or only when it is finished.
 
@@ -143,9 +143,7 @@ class LLMEngine:
             raise RequestError(f"Request id {request_id!r} is in use.")
         text = prompt if isinstance(prompt, str) else None
         prompt_ids: list[int] = (
-            self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            if isinstance(prompt, str)
-            else list(prompt)
+            self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
         )
         compression = self._request_compression(params)
         sequences = [

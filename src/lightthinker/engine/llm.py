@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -120,16 +120,16 @@ class LLM:
         conversations: Any = (
             [messages] if messages and isinstance(messages[0], Mapping) else messages
         )
-        return self.generate([self.prompt_text(c) for c in conversations], sampling_params)
+        return self.generate([self.prompt_ids(c) for c in conversations], sampling_params)
 
     def stream(
         self, prompt: Prompt | Sequence[Message], sampling_params: SamplingParams | None = None
     ) -> Iterator[RequestOutput]:
         """Yield the request's state after each engine step; leaving the loop aborts the request."""
         is_chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-        text: Any = self.prompt_text(prompt) if is_chat else prompt  # type: ignore[arg-type]
+        request: Any = self.prompt_ids(cast(Any, prompt)) if is_chat else prompt
         name = f"stream-{next(self._ids)}"
-        self.engine.add_request(name, text, sampling_params)
+        self.engine.add_request(name, request, sampling_params)
         try:
             while self.engine.has_unfinished_requests():
                 for output in self.engine.step():
@@ -139,6 +139,13 @@ class LLM:
                             return
         finally:
             self.engine.abort_request(name)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Return the token ids of `prompt_text`; special tokens are the chat template's own."""
+        ids: list[int] = self.tokenizer(self.prompt_text(messages), add_special_tokens=False)[
+            "input_ids"
+        ]
+        return ids
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """Render a conversation up to where reasoning begins."""

@@ -49,15 +49,14 @@ class PagePool:
         self.poison = poison
         self.allocator = PageAllocator(num_pages)
         num_slots = num_pages * page_size
-        fill = float("nan") if poison else 0.0
-        self.keys = [
-            torch.full((num_slots, s.num_kv_heads, s.key_dim), fill, dtype=dtype, device=device)
-            for s in shapes
-        ]
-        self.values = [
-            torch.full((num_slots, s.num_kv_heads, s.value_dim), fill, dtype=dtype, device=device)
-            for s in shapes
-        ]
+
+        def slots(num_heads: int, dim: int) -> torch.Tensor:
+            # Zeros cost nothing until they are written: the system hands out empty pages lazily.
+            tensor = torch.zeros((num_slots, num_heads, dim), dtype=dtype, device=device)
+            return tensor.fill_(float("nan")) if poison else tensor
+
+        self.keys = [slots(s.num_kv_heads, s.key_dim) for s in shapes]
+        self.values = [slots(s.num_kv_heads, s.value_dim) for s in shapes]
         self.token_index = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.bytes_per_token = (
             sum(s.num_kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
