@@ -101,8 +101,11 @@ class Encoder:
         config, end = self.config, self.config.reasoning_end
         prompt = self.prompt_text(messages)
         if config.method in ("full", "token"):
-            reasoning = "".join(thoughts)
-            text_ids = self._ids([prompt, reasoning.rstrip() + config.thought_suffix, end + answer])
+            # The engine knows that reasoning is over once the marker is complete: until then the
+            # token-level method cuts segments, here as there.
+            marker = end.rstrip() if config.method == "token" else ""
+            body = "".join(thoughts).rstrip() + config.thought_suffix + marker
+            text_ids = self._ids([prompt, body, end[len(marker) :] + answer])
             writer.prompt(text_ids[0])
             writer.stream(text_ids[1], Role.THOUGHT)
             writer.stream(text_ids[2], Role.THOUGHT if config.compress_answer else Role.ANSWER)

@@ -23,7 +23,11 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import (
+    AttentionMaskInterface,
+    add_offsets_to_mask_function,
+    sdpa_mask,
+)
 from transformers.modeling_utils import AttentionInterface
 
 from lightthinker.layout import TokenLayout, sees
@@ -109,6 +113,10 @@ def lt_flex_mask(*args: Any, mask_function: MaskFunction, **kwargs: Any) -> Bloc
     elif (padding := kwargs.get("attention_mask")) is not None:
         inner = mask_function
         mask_function = lambda b, h, q, k: inner(b, h, q, k) & padding[b, k]  # noqa: E731
+    if kwargs.get("q_offset") or kwargs.get("kv_offset"):
+        mask_function = add_offsets_to_mask_function(
+            mask_function, kwargs.get("q_offset", 0), kwargs.get("kv_offset", 0)
+        )
     device = torch.device(kwargs["device"])
     return create_block_mask(
         mask_function,
@@ -173,10 +181,16 @@ def lt_sdpa(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """SDPA attention on [B, H, S, D], registered with transformers."""
+    _refuse_sinks(kwargs)
     out = masked_attention(
         query, key, value, attention_mask, scaling=scaling, softcap=softcap, dropout=dropout
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _refuse_sinks(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("s_aux") is not None:
+        raise ValueError("Attention sinks (gpt-oss) are not supported by lt_sdpa and lt_flex.")
 
 
 _compiled_flex = torch.compile(flex_attention, dynamic=False)
@@ -194,6 +208,7 @@ def lt_flex(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """FlexAttention on [B, H, S, D]; grouped queries of any ratio, KV heads are not repeated."""
+    _refuse_sinks(kwargs)
     if dropout:
         raise ValueError(
             "lt_flex has no attention dropout; set attention_dropout to 0 in the model's config."

@@ -6,6 +6,8 @@ Equal to transformers without compression, exact stats with it, limits, stops, s
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 
 import pytest
 import torch
@@ -219,6 +221,77 @@ def test_stop_strings_are_cut_off_and_named():
     assert output.text == "one "
     assert (output.finish_reason, output.stop_reason) == ("stop", "two")
     assert output.token_ids == ids[:7]
+
+
+def test_text_that_may_begin_a_stop_string_is_held_back_while_streaming():
+    engine = make_engine()
+    ids = engine.tokenizer("one ENx two END", add_special_tokens=False)["input_ids"]
+    engine.sampler = ScriptedSampler({"r": ids})
+    params = SamplingParams(max_tokens=len(ids), ignore_eos=True, stop=["wo END", "END"])
+    engine.add_request("r", [5], params)
+    texts = []
+    while engine.has_unfinished_requests():
+        texts += [o.outputs[0].text for o in engine.step()]
+    assert texts[-1] == "one ENx t"
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
+
+
+def test_generate_and_streams_share_an_engine(llm):
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    expected = [llm.generate(p, params)[0].outputs[0].token_ids for p in ("aa", "bb", "cc")]
+    first, second = llm.stream("aa", params), llm.stream("bb", params)
+    next(first), next(second)
+    assert llm.generate("cc", params)[0].outputs[0].token_ids == expected[2]
+    assert list(second)[-1].outputs[0].token_ids == expected[1]
+    assert list(first)[-1].outputs[0].token_ids == expected[0]
+
+
+def test_hostile_parameters_harm_nobody(llm):
+    for params in (
+        SamplingParams(temperature=1e-40, max_tokens=2),
+        SamplingParams(temperature=1e30, max_tokens=2, seed=1),
+    ):
+        assert len(llm.generate("a", params)[0].outputs[0].token_ids) <= 2
+    with pytest.raises(RequestError, match="vocabulary"):
+        llm.generate([[10**6]])
+    with pytest.raises(RequestError, match="empty"):
+        llm.generate([[]])
+    with pytest.raises(RequestError, match="temperature"):
+        SamplingParams(temperature=float("nan"))
+
+
+def test_settings_that_do_not_fit_the_tokenizer_are_refused(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["lightthinker"]["gist_ids"] = [9998, 9999]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="gist_ids"):
+        LLM(folder, device="cpu")
+
+
+def test_wrong_devices_are_named(checkpoint):
+    with pytest.raises(RequestError, match="gpu0"):
+        LLM(checkpoint, device="gpu0")
+    if not torch.cuda.is_available():
+        with pytest.raises(RequestError, match="no CUDA"):
+            LLM(checkpoint, device="cuda")
+
+
+def test_corrupt_weights_are_a_checkpoint_error(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match="Cannot load"):
+        LLM(folder, device="cpu")
+
+
+def test_forced_triggers_stop_where_the_answer_begins(checkpoint):
+    engine = make_engine()
+    marker = engine.tokenizer("ab</think>\n\n", add_special_tokens=False)["input_ids"]
+    script = [*marker, *[50] * 40]
+    engine.sampler = ScriptedSampler({"r": script})
+    params = SamplingParams(max_tokens=len(script), max_thought_tokens=20, ignore_eos=True)
+    engine.add_request("r", [5], params, stream=False)
+    assert finish(engine)["r"].outputs[0].stats.num_thoughts == 0
 
 
 def test_stop_token_ids():

@@ -49,6 +49,11 @@ def test_there_are_recipes():
         ({"data": {"tasks": {}, "full_cot_share": 2}}, "full_cot_share is 2"),
         ({"data": {"tasks": {}, "row_length": 1}}, "row_length is 1"),
         ({"data": {"tasks": {}, "segment": {"by": "paragrap"}}}, "paragraph"),
+        ({"data": {"tasks": {"families": {"program": 1}}}}, "'program'.*'programs'"),
+        ({"data": {"tasks": {"difficulty": "standart"}}}, "standard"),
+        ({"data": {"sources": {"path": "x"}}}, "must be a list"),
+        ({"data": None}, "exactly one of data.sources"),
+        ({"trainer": 5}, "trainer must be a mapping"),
         ({"save": {"dtype": "int3"}}, "save.dtype is 'int3'"),
     ],
 )

@@ -221,6 +221,41 @@ def test_evaluation_puts_measured_numbers_into_the_card(tmp_path):
         update_card(folder, {})
 
 
+def test_overwriting_leaves_no_older_weights(tmp_path):
+    settings = recipe(tmp_path / "run", trainer__max_steps=1)
+    train(settings)
+    sharded = recipe(
+        tmp_path / "run", trainer__max_steps=2, save={"dtype": "float32", "max_shard_size": "20KB"}
+    )
+    folder = train(sharded, overwrite=True)
+    assert not (folder / "model.safetensors").exists()
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_rows_too_short_for_any_problem_are_refused(tmp_path):
+    with pytest.raises(DataError, match="fits a row of 32"):
+        train(recipe(tmp_path / "run", data__row_length=32))
+
+
+def test_too_small_a_disk_is_noticed_before_training(tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ConfigError, match="GB free"):
+        train(recipe(tmp_path / "run"))
+
+
+def test_resuming_with_other_data_is_refused(tmp_path):
+    write_traces(tmp_path / "traces.jsonl")
+    data = {"row_length": 128, "sources": [{"path": str(tmp_path / "traces.jsonl")}]}
+    saving = {"save_strategy": "steps", "save_steps": 1}
+    trainer = {**recipe(tmp_path).trainer, "max_steps": 2, **saving}
+    train(recipe(tmp_path / "run", data=data, trainer=trainer))
+    write_traces(tmp_path / "traces.jsonl", count=20)
+    with pytest.raises(ConfigError, match="have changed"):
+        train(recipe(tmp_path / "run", data=data, trainer=trainer), resume=True)
+
+
 def test_strict_stops_at_the_first_bad_line(tmp_path):
     write_traces(tmp_path / "traces.jsonl")
     data = {"row_length": 128, "sources": [{"path": str(tmp_path / "traces.jsonl")}]}

@@ -16,6 +16,7 @@ import torch
 from transformers.modeling_utils import AttentionInterface
 
 from lightthinker.attention.batch import PagedBatch
+from lightthinker.errors import CheckpointError
 from lightthinker.kvcache.pool import LayerShape
 
 PAGED_ATTENTION = "lt_paged"
@@ -95,7 +96,7 @@ def lt_paged(
     backend = _backend.get()
     assert backend is not None, "lt_paged runs inside the engine only"
     if kwargs.get("s_aux") is not None:
-        raise NotImplementedError("attention sinks are not supported by the paged backends")
+        raise CheckpointError("Attention sinks (gpt-oss) are not supported by the engine.")
     query_THD, key_THD, value_THD = (t[0].transpose(0, 1) for t in (query, key, value))
     window = (
         kwargs["sliding_window"]

@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(tokens, result_action="return_value")
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        _fail(str(interrupt) or "interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

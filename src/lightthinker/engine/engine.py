@@ -19,11 +19,10 @@ from lightthinker.attention.torch_backend import TorchBackend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.detokenizer import Detokenizer
 from lightthinker.engine.outputs import (
-    CompletionOutput,
-    CompressionStats,
     RequestOutput,
     ThoughtStats,
 )
+from lightthinker.engine.reporting import completion
 from lightthinker.engine.runner import ModelRunner, paged_batch
 from lightthinker.engine.sampler import Sampler, TokenSampler
 from lightthinker.engine.sampling_params import SamplingParams
@@ -94,6 +93,7 @@ class LLMEngine:
         self.runner = ModelRunner(model)
         text_config = model.config.get_text_config()
         self.max_model_len = int(getattr(text_config, "max_position_embeddings", None) or 2**31 - 1)
+        self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
         size = self.config.page_size
         self.pool = PagePool(
             self.runner.probe(),
@@ -113,10 +113,6 @@ class LLMEngine:
         self.eos_ids = _eos_ids(model, tokenizer)
         self.on_compress: Callable[[Sequence, list[int]], None] | None = None
         self._requests: dict[str, _Request] = {}
-        end = compression.reasoning_end.strip() if compression else ""
-        self._reasoning_end_ids = (
-            tokenizer(end, add_special_tokens=False)["input_ids"] if end else []
-        )
 
     def add_request(
         self,
@@ -145,12 +141,16 @@ class LLMEngine:
         prompt_ids: list[int] = (
             self.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else list(prompt)
         )
+        if not prompt_ids:
+            raise RequestError("The prompt is empty.")
+        if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
+            raise RequestError(
+                f"The prompt has token ids outside the model's vocabulary of {self.vocab_size}."
+            )
         compression = self._request_compression(params)
         sequences = [
             self._sequence(request_id, i, prompt_ids, params, compression) for i in range(params.n)
         ]
-        if not prompt_ids:
-            raise RequestError("The prompt is empty.")
         longest = max(sequences[0].builder.position) + 1
         if longest >= self.max_model_len:
             raise RequestError(
@@ -298,12 +298,12 @@ class LLMEngine:
 
     @staticmethod
     def _hit_stop_string(sequence: Sequence, detokenizer: Detokenizer) -> bool:
-        for stop in sequence.params.stop_strings:
-            at = detokenizer.text.find(stop)
-            if at >= 0:
-                detokenizer.truncate(at)
-                sequence.stop_reason = stop
-                return True
+        text = detokenizer.text
+        found = [(text.find(stop), stop) for stop in sequence.params.stop_strings if stop in text]
+        if found:
+            at, sequence.stop_reason = min(found)
+            detokenizer.truncate(at)
+            return True
         return False
 
     @staticmethod
@@ -349,45 +349,39 @@ class LLMEngine:
             prompt_ids,
             params,
             compression,
-            self._reasoning_end_ids,
+            self._end_detector(params, compression),
             trigger_id,
             generator,
         )
 
+    def _end_detector(
+        self, params: SamplingParams, compression: CompressionConfig | None
+    ) -> Callable[[list[int]], bool] | None:
+        """Return a check for the end marker in what was sampled, if anything depends on it.
+
+        It looks at decoded text: a tokenizer may merge the marker's end with what follows.
+        """
+        settings = self.compression
+        marker = settings.reasoning_end.strip() if settings else ""
+        token_level = compression is not None and compression.method == "token"
+        if not marker or settings is None or settings.compress_answer:
+            return None
+        if not token_level and params.max_thought_tokens is None:
+            return None
+        window = len(marker) + 8
+
+        def reasoning_over(sampled_ids: list[int]) -> bool:
+            return marker in self.tokenizer.decode(sampled_ids[-window:])
+
+        return reasoning_over
+
     def _output(self, request_id: str, request: _Request, finished: bool) -> RequestOutput:
+        bytes_per_token = self.pool.bytes_per_token
         completions = [
-            CompletionOutput(
-                index=s.index,
-                text=d.text,
-                token_ids=list(s.sampled_ids),
-                finish_reason=s.finish_reason,
-                stop_reason=s.stop_reason,
-                thoughts=list(s.thoughts),
-                stats=self._stats(s),
-            )
-            for s, d in zip(request.sequences, request.detokenizers, strict=True)
+            completion(sequence, detokenizer, bytes_per_token)
+            for sequence, detokenizer in zip(request.sequences, request.detokenizers, strict=True)
         ]
         return RequestOutput(request_id, request.prompt, request.prompt_ids, completions, finished)
-
-    def _stats(self, sequence: Sequence) -> CompressionStats:
-        layout = sequence.builder.build()
-        live = layout.live_tokens()
-        sampled = layout.is_output
-        peak = layout.peak_tokens()
-        return CompressionStats(
-            num_prompt_tokens=len(sequence.prompt_ids),
-            num_sampled_tokens=len(sequence.sampled_ids),
-            num_gist_tokens=len(layout) - len(sequence.prompt_ids) - len(sequence.sampled_ids),
-            num_thoughts=sequence.builder.num_thoughts,
-            tokens_freed=sequence.tokens_freed,
-            live_tokens=len(sequence.live),
-            full_cot_tokens=len(sequence.prompt_ids) + len(sequence.sampled_ids),
-            peak_tokens=peak,
-            mean_live_tokens=float(live[sampled].mean()) if sampled.any() else float(peak),
-            dep_paper=layout.dep_paper(),
-            dep_full=layout.dep_full(),
-            kv_bytes_peak=peak * self.pool.bytes_per_token,
-        )
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lightthinker.compression import CONFIG_KEY, CompressionConfig
@@ -16,6 +17,7 @@ from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.errors import CheckpointError, RequestError
+from lightthinker.tokens import resolve_tokens
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int]
@@ -58,16 +60,14 @@ class LLM:
         num_kv_tokens: int | None = None,
         page_size: int = 16,
     ):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _device(device)
         loaded, self.tokenizer = load_checkpoint(model, dtype=_dtype(dtype, self.device))
         loaded.to(self.device)
         self.model_config = loaded.config
         saved = getattr(loaded.config, CONFIG_KEY, None)
         self.compression = compression or (CompressionConfig.from_dict(saved) if saved else None)
-        if self.compression and not self.compression.is_resolved:
-            raise CheckpointError(
-                f"{model} does not say which token ids its compression settings mean."
-            )
+        if self.compression:
+            _check_ids(self.compression, self.tokenizer, str(model))
         config = EngineConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -76,6 +76,7 @@ class LLM:
         )
         self.engine = LLMEngine(loaded, self.tokenizer, self.compression, config=config)
         self._ids = itertools.count()
+        self._latest: dict[str, RequestOutput] = {}
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -102,14 +103,13 @@ class LLM:
         try:
             for name, prompt, param in zip(names, batch, params, strict=True):
                 self.engine.add_request(name, prompt, param, stream=False)
-            done: dict[str, RequestOutput] = {}
-            while len(done) < len(names):
-                done |= {output.request_id: output for output in self.engine.step()}
+            while not all(name in self._latest for name in names):
+                self._step()
         except BaseException:
             for name in names:
                 self.engine.abort_request(name)
             raise
-        return [done[name] for name in names]
+        return [self._latest.pop(name) for name in names]
 
     def chat(
         self,
@@ -131,14 +131,22 @@ class LLM:
         name = f"stream-{next(self._ids)}"
         self.engine.add_request(name, request, sampling_params)
         try:
-            while self.engine.has_unfinished_requests():
-                for output in self.engine.step():
-                    if output.request_id == name:
-                        yield output
-                        if output.finished:
-                            return
+            finished = False
+            while not finished:
+                if name not in self._latest:
+                    self._step()
+                output = self._latest.pop(name, None)
+                if output is not None:
+                    finished = output.finished
+                    yield output
         finally:
             self.engine.abort_request(name)
+            self._latest.pop(name, None)
+
+    def _step(self) -> None:
+        """Step the engine, which other streams may share, and keep everyone's newest output."""
+        for output in self.engine.step():
+            self._latest[output.request_id] = output
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of `prompt_text`; special tokens are the chat template's own."""
@@ -151,6 +159,18 @@ class LLM:
         """Render a conversation up to where reasoning begins."""
         begin = self.compression.reasoning_begin if self.compression else ""
         return render_prompt(self.tokenizer, messages, begin)
+
+
+def _check_ids(compression: CompressionConfig, tokenizer: Any, name: str) -> None:
+    """Raise CheckpointError unless the saved token ids are the tokenizer's."""
+    found = resolve_tokens(tokenizer, compression)
+    for field in ("trigger_id", "gist_ids", "continue_id"):
+        saved, actual = getattr(compression, field), getattr(found, field)
+        if saved != actual:
+            raise CheckpointError(
+                f"{name}: compression.{field} is {saved}, but in its tokenizer these tokens are "
+                f"{actual}."
+            )
 
 
 def load_checkpoint(model: str | Path, *, dtype: torch.dtype | str) -> tuple[Any, Any]:
@@ -176,9 +196,22 @@ def load_checkpoint(model: str | Path, *, dtype: torch.dtype | str) -> tuple[Any
         loaded = AutoModelForCausalLM.from_pretrained(
             model, config=config, dtype=dtype, use_safetensors=True
         )
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"Cannot load {model}: {error}") from error
     return loaded, tokenizer
+
+
+def _device(name: str | None) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if name is None:
+        return torch.device("cuda" if has_cuda else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RequestError(f"device is {name!r}; it must be cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and not has_cuda:
+        raise RequestError(f"device is {name!r}, but this machine has no CUDA device.")
+    return device
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype | str:

@@ -13,6 +13,7 @@ from lightthinker.attention.paged import (
     ShapeProbe,
     paged_attention,
 )
+from lightthinker.errors import CheckpointError
 from lightthinker.kvcache.pool import LayerShape
 
 
@@ -34,14 +35,14 @@ class ModelRunner:
         """Forward one token to learn what each layer stores.
 
         Raises:
-            NotImplementedError: A layer keeps its state elsewhere (recurrent layers, attention of
+            CheckpointError: A layer keeps its state elsewhere (recurrent layers, attention of
                 its own).
         """
         probe = ShapeProbe()
         self._forward(probe, [0], [0], [0])
         shapes = probe.shapes
         if not shapes or sorted(shapes) != list(range(max(shapes) + 1)):
-            raise NotImplementedError(
+            raise CheckpointError(
                 f"{type(self.model).__name__} has layers that do not call the "
                 "registered attention; the paged engine supports models whose every layer is "
                 "softmax attention."

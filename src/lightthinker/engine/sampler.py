@@ -11,6 +11,9 @@ import torch
 
 from lightthinker.engine.sequence import Sequence
 
+GREEDY_BELOW = 1e-5
+"""Temperatures this small only differ from greedy by rounding, and by overflow."""
+
 
 class TokenSampler(Protocol):
     """Anything that turns logits [B, V] into one token id per sequence."""
@@ -41,7 +44,7 @@ class Sampler:
             logits[:, self.never_sampled] = float("-inf")
         tokens = logits.argmax(dim=-1).tolist()
         for row, sequence in enumerate(sequences):
-            if sequence.params.temperature > 0:
+            if sequence.params.temperature > GREEDY_BELOW:
                 tokens[row] = self._draw(logits[row].float().cpu(), sequence)
         out: list[int] = tokens
         return out

@@ -8,6 +8,7 @@ tokens whose KV is in the pool.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -40,7 +41,8 @@ class Sequence:
         prompt_ids: Prompt token ids as given.
         params: How to sample.
         compression: The checkpoint's settings, or None when this request does not compress.
-        reasoning_end_ids: Token ids that end reasoning; after them tokens are answer.
+        reasoning_over: Whether the sampled ids have reached the end of reasoning, if that matters
+            (token-level segments, forced triggers); after it tokens are answer.
         trigger_id: The checkpoint's trigger, known with compression off too.
     """
 
@@ -49,7 +51,7 @@ class Sequence:
     prompt_ids: list[int]
     params: SamplingParams
     compression: CompressionConfig | None
-    reasoning_end_ids: list[int] = field(default_factory=list)
+    reasoning_over: Callable[[list[int]], bool] | None = None
     trigger_id: int | None = None
     generator: torch.Generator | None = None
     status: Status = Status.WAITING
@@ -156,14 +158,18 @@ class Sequence:
             builder.sampled(role=Role.TRIGGER)
         else:
             builder.sampled(role=Role.ANSWER if self.in_answer else Role.THOUGHT)
-        end = self.reasoning_end_ids
-        if end and self.sampled_ids[-len(end) :] == end:
-            self.in_answer = config is None or not config.compress_answer
+        full_segment = self._fills_segment()
+        if self.reasoning_over is not None and not self.in_answer:
+            self.in_answer = self.reasoning_over(self.sampled_ids)
         if config is None:
             return False
-        if config.method == "token":
-            return not self.in_answer and self.thought_length == config.segment_tokens
-        return config.has_trigger and token_id == self.trigger_id
+        return full_segment or (config.has_trigger and token_id == self.trigger_id)
+
+    def _fills_segment(self) -> bool:
+        config = self.compression
+        if config is None or config.method != "token" or self.in_answer:
+            return False
+        return self.thought_length == config.segment_tokens
 
     def num_inserted_positions(self) -> int:
         """Return how many positions `insert_gists` would take at the sequence's end."""

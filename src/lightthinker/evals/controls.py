@@ -123,7 +123,7 @@ def _run(
     engine.on_compress = hook
     try:
         for problem in problems:
-            prompt = llm.prompt_text(problem.messages)
+            prompt = llm.prompt_ids(problem.messages)
             engine.add_request(problem.id, prompt, params, stream=False)
         while engine.has_unfinished_requests():
             for output in engine.step():

@@ -107,7 +107,7 @@ def run_method(
     """
     engine = method.engine(llm)
     params = dataclasses.replace(sampling, compression=method.compression)
-    prompts = [llm.prompt_text(problem.messages) for problem in problems]
+    prompts = [llm.prompt_ids(problem.messages) for problem in problems]
     _warm_up(engine, prompts[:1], params)
     watches = {problem.id: _Watch() for problem in problems}
     by_id = {problem.id: problem for problem in problems}
@@ -229,7 +229,7 @@ def final_answer(llm: LLM, output: CompletionOutput) -> str:
     return rest.strip()
 
 
-def _warm_up(engine: LLMEngine, prompts: Sequence[str], params: SamplingParams) -> None:
+def _warm_up(engine: LLMEngine, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
     for prompt in prompts:
         engine.add_request(
             "warm-up", prompt, dataclasses.replace(params, max_tokens=4), stream=False

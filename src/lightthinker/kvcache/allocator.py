@@ -39,7 +39,8 @@ class PageAllocator:
     def release(self, pages: Iterable[int]) -> None:
         """Give pages back; a page that has no owner is a bug."""
         for page in pages:
-            assert page in self._used, f"page {page} released twice"
+            if page not in self._used:
+                raise AssertionError(f"page {page} released twice")
             self._used.remove(page)
             self._free.append(page)
 

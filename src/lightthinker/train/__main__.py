@@ -1,7 +1,4 @@
-"""`python -m lightthinker.train RECIPE [a.b=c ...]`.
-
-The command without its command-line library, for torchrun.
-"""
+"""`python -m lightthinker.train RECIPE [a.b=c ...]`: training without a command line."""
 
 from __future__ import annotations
 

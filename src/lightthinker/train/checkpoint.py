@@ -62,17 +62,39 @@ def load_tokenizer(source: ModelSource) -> Any:
 def save_checkpoint(
     model: Any, tokenizer: Any, folder: Path, *, dtype: str, max_shard_size: str
 ) -> None:
-    """Write model and tokenizer; the folder appears whole or not at all."""
+    """Write model and tokenizer beside the folder, then move them in, replacing older weights."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     model.to(getattr(torch, dtype)).save_pretrained(partial, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(partial)
     if folder.exists():
+        for pattern in ("*.safetensors", "*.safetensors.index.json"):
+            for stale in folder.glob(pattern):
+                stale.unlink()
         for file in partial.iterdir():
             os.replace(file, folder / file.name)
         partial.rmdir()
     else:
         os.replace(partial, folder)
+
+
+def check_disk(folder: Path, model: Any, *, dtype: str, num_checkpoints: int) -> None:
+    """Raise ConfigError if the disk has no room for what training will write.
+
+    Args:
+        folder: Where it will be written.
+        model: The model to train.
+        dtype: Of the final weights.
+        num_checkpoints: Checkpoints kept at once during the run; weights and two moments, float32.
+    """
+    num_parameters = sum(p.numel() for p in model.parameters())
+    needed = num_parameters * (getattr(torch, dtype).itemsize + 12 * num_checkpoints)
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ConfigError(
+            f"{folder} needs about {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB free."
+        )
 
 
 def _from_config(settings: dict[str, Any], *, vocab_size: int, tokenizer: Any, seed: int) -> Any:

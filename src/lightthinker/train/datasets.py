@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from lightthinker.data.packing import Row, pack_row, uses_variants
 from lightthinker.encode import Encoder, Example
+from lightthinker.errors import DataError
 from lightthinker.tasks import FAMILIES, Problem
 from lightthinker.train.recipe import TaskSource
 
@@ -71,6 +72,11 @@ class TaskRows(Dataset[Row]):
                 room -= len(example)
             else:
                 misses += 1
+        if not examples:
+            raise DataError(
+                f"No problem of difficulty {self.source.difficulty!r} fits a row of "
+                f"{self.row_length} tokens; raise data.row_length."
+            )
         return pack_row(
             examples,
             self.row_length,

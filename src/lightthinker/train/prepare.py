@@ -45,6 +45,7 @@ class Summary:
     num_full_cot: int = 0
     num_rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    too_long: list[str] = field(default_factory=list)
     thought_lengths: list[int] = field(default_factory=list)
     full_peaks: list[int] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
@@ -100,11 +101,22 @@ def prepare(recipe: Recipe, *, strict: bool = False, overwrite: bool = False) ->
     return folder
 
 
-def prepared_rows(recipe: Recipe, encoder: Encoder) -> PackedRows:
-    """Return the rows that `prepare` made for exactly this recipe, making them now if need be."""
+def prepared_rows(recipe: Recipe, encoder: Encoder, *, resume: bool = False) -> PackedRows:
+    """Return the rows that `prepare` made for exactly this recipe, making them now if need be.
+
+    Raises:
+        ConfigError: A run is resumed, and data or settings have changed since it began.
+    """
     folder = Path(recipe.output_dir) / "prepared"
     if not (folder / ROWS_FILE).exists() or _read_fingerprint(folder) != fingerprint(recipe):
-        write_rows(recipe, encoder, folder, Summary(), strict=False)
+        if resume:
+            raise ConfigError(
+                f"The data of {folder} or the settings it was prepared with have changed since "
+                "this run began; resuming would not continue it. Start a new run."
+            )
+        summary = Summary()
+        write_rows(recipe, encoder, folder, summary, strict=False)
+        print_summary(summary, Console())
     return PackedRows(folder / ROWS_FILE)
 
 
@@ -169,7 +181,7 @@ def print_summary(summary: Summary, console: Console) -> None:
             lines = ", ".join(map(str, drops["lines"]))
             table.add_row(f"  dropped: {reason}", f"{drops['count']:,} (first lines: {lines})")
     for reason, count in summary.dropped.items():
-        table.add_row(f"dropped: {reason}", f"{count:,}")
+        table.add_row(f"dropped: {reason}", f"{count:,} (first: {', '.join(summary.too_long[:5])})")
     table.add_row(
         "examples", f"{summary.num_examples:,} ({summary.num_full_cot:,} full chain-of-thought)"
     )
@@ -200,13 +212,22 @@ def _examples(
     rng = Random(f"full-cot/{recipe.trainer.get('seed', 0)}")
     quiet = not Console().is_terminal
     for source in recipe.data.sources:
-        hub = (
-            None
-            if Path(source.path).exists()
-            else HubOptions(split=source.split, revision=source.revision)
-        )
+        hub = None
+        if not Path(source.path).is_file():
+            hub = HubOptions(
+                subset=source.subset,
+                split=source.split,
+                revision=source.revision,
+                streaming=source.streaming,
+            )
         reader = read_traces(
-            source.path, format=cast(Any, source.format), strict=strict, limit=source.limit, hub=hub
+            source.path,
+            format=cast(Any, source.format),
+            columns=source.columns,
+            keep_calculator=source.keep_calculator,
+            strict=strict,
+            limit=source.limit,
+            hub=hub,
         )
         for trace in track(reader, description=f"encoding {source.path}", disable=quiet):
             compress = (
@@ -220,6 +241,7 @@ def _examples(
                         f"{recipe.data.row_length}."
                     )
                 summary.dropped["longer than data.row_length"] += 1
+                summary.too_long.append(trace.source)
                 continue
             _count(summary, encoder, example, compress)
             yield example

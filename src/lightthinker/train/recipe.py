@@ -24,6 +24,7 @@ import yaml
 from lightthinker.compression import CompressionConfig
 from lightthinker.errors import ConfigError, suggestion
 from lightthinker.segment import SegmentConfig
+from lightthinker.tasks import DIFFICULTIES, FAMILIES
 
 T = TypeVar("T")
 
@@ -68,14 +69,22 @@ class TraceSource:
         path: JSONL, JSON or Parquet file, or hub name.
         format: `auto` or one of the formats of `lightthinker.data.sources`.
         split: Split of a hub dataset.
+        subset: Configuration of a hub dataset.
         revision: Revision of a hub dataset.
+        streaming: Read a hub dataset as it downloads.
+        columns: Which column holds question, reasoning, answer, ... for format `columns`.
+        keep_calculator: Keep GSM8K's calculator annotations.
         limit: Read at most this many.
     """
 
     path: str
     format: str = "auto"
     split: str = "train"
+    subset: str | None = None
     revision: str | None = None
+    streaming: bool = False
+    columns: dict[str, str] | None = None
+    keep_calculator: bool = False
     limit: int | None = None
 
 
@@ -92,6 +101,23 @@ class TaskSource:
     families: dict[str, float] = field(default_factory=dict)
     difficulty: str = "mixed"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.families, Mapping):
+            raise ConfigError("data.tasks.families must map family names to weights.")
+        for name, weight in self.families.items():
+            if name not in FAMILIES:
+                raise ConfigError(
+                    f"data.tasks.families has {name!r}; there are {', '.join(FAMILIES)}."
+                    f"{suggestion(name, FAMILIES)}"
+                )
+            if weight < 0 or not sum(self.families.values()) > 0:
+                raise ConfigError("data.tasks.families needs weights of 0 or more, one above 0.")
+        if self.difficulty not in DIFFICULTIES:
+            raise ConfigError(
+                f"data.tasks.difficulty is {self.difficulty!r}; it must be one of "
+                f"{', '.join(DIFFICULTIES)}.{suggestion(self.difficulty, DIFFICULTIES)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +243,12 @@ def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:
     for name in ("output_dir", "model", "data"):
         if name not in settings:
             raise ConfigError(f"The recipe lacks {name}.")
-    data = dict(settings["data"])
+    for name in ("data", "trainer", "model"):
+        if name in settings and not isinstance(settings[name] or {}, Mapping):
+            raise ConfigError(f"{name} must be a mapping, not {settings[name]!r}.")
+    data = dict(settings["data"] or {})
+    if not isinstance(data.get("sources") or (), (list, tuple)):
+        raise ConfigError("data.sources must be a list of sources, each with a path.")
     data["sources"] = tuple(
         _build(TraceSource, s, "data.sources") for s in data.get("sources") or ()
     )

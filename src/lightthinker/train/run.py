@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightthinker.data.packing import collate
 from lightthinker.encode import Encoder
 from lightthinker.errors import ConfigError, DataError
 from lightthinker.train.card import LOG_FILE, RECIPE_FILE, write_card
-from lightthinker.train.checkpoint import load_model, save_checkpoint
+from lightthinker.train.checkpoint import check_disk, load_model, save_checkpoint
 from lightthinker.train.datasets import PackedRows, TaskRows
 from lightthinker.train.prepare import prepared_rows
 from lightthinker.train.recipe import Recipe
@@ -55,12 +56,21 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
             f"{output} is not empty. Resume it with --resume, or choose another output_dir."
         )
     arguments = training_arguments(recipe)
+    if arguments.n_gpu > 1 or arguments.world_size > 1:
+        raise ConfigError(
+            f"Training runs on one GPU; {max(arguments.n_gpu, arguments.world_size)} are in use. "
+            "Set CUDA_VISIBLE_DEVICES=0 and start without torchrun."
+        )
     set_seed(arguments.seed)
     model, tokenizer, compression = load_model(recipe, seed=arguments.seed)
     on_gpu = arguments.device.type == "cuda"
     model.set_attn_implementation("lt_flex" if on_gpu else "lt_sdpa")
     model.config.use_cache = False
-    rows = _rows(recipe, Encoder(tokenizer, compression), arguments)
+    saves = arguments.save_strategy != "no"
+    check_disk(output, model, dtype=recipe.save.dtype, num_checkpoints=1 + saves)
+    rows = _rows(recipe, Encoder(tokenizer, compression), arguments, resume=resume)
+    if overwrite and not resume:
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
     (output / RECIPE_FILE).write_text(
         yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8"
@@ -130,10 +140,12 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         raise ConfigError(f"trainer: {error}") from error
 
 
-def _rows(recipe: Recipe, encoder: Encoder, arguments: TrainingArguments) -> TaskRows | PackedRows:
+def _rows(
+    recipe: Recipe, encoder: Encoder, arguments: TrainingArguments, *, resume: bool
+) -> TaskRows | PackedRows:
     data = recipe.data
     if data.tasks is None:
-        rows = prepared_rows(recipe, encoder)
+        rows = prepared_rows(recipe, encoder, resume=resume)
         if not len(rows):
             raise DataError("No trace is left to train on.")
         return rows

@@ -1,0 +1,57 @@
+"""A sequence's state -> what its user sees. Costs are read off the layout, never counted on the side."""
+
+from __future__ import annotations
+
+from lightthinker.engine.detokenizer import Detokenizer
+from lightthinker.engine.outputs import CompletionOutput, CompressionStats
+from lightthinker.engine.sequence import Sequence
+
+
+def completion(
+    sequence: Sequence, detokenizer: Detokenizer, bytes_per_token: int
+) -> CompletionOutput:
+    """Report one sample as it stands.
+
+    Args:
+        sequence: The sample.
+        detokenizer: Its text.
+        bytes_per_token: Bytes of KV cache that one token takes.
+    """
+    return CompletionOutput(
+        index=sequence.index,
+        text=_safe_text(sequence, detokenizer),
+        token_ids=list(sequence.sampled_ids),
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
+        thoughts=list(sequence.thoughts),
+        stats=_stats(sequence, bytes_per_token),
+    )
+
+
+def _safe_text(sequence: Sequence, detokenizer: Detokenizer) -> str:
+    """Return the text without what may yet turn out to begin a stop string."""
+    text = detokenizer.text
+    longest = max((len(stop) for stop in sequence.params.stop_strings), default=0)
+    if sequence.finish_reason is not None or longest < 2:
+        return text
+    return text[: max(0, len(text) - longest + 1)]
+
+
+def _stats(sequence: Sequence, bytes_per_token: int) -> CompressionStats:
+    layout = sequence.builder.build()
+    live, sampled, peak = layout.live_tokens(), layout.is_output, layout.peak_tokens()
+    num_prompt, num_sampled = len(sequence.prompt_ids), len(sequence.sampled_ids)
+    return CompressionStats(
+        num_prompt_tokens=num_prompt,
+        num_sampled_tokens=num_sampled,
+        num_gist_tokens=len(layout) - num_prompt - num_sampled,
+        num_thoughts=sequence.builder.num_thoughts,
+        tokens_freed=sequence.tokens_freed,
+        live_tokens=len(sequence.live),
+        full_cot_tokens=num_prompt + num_sampled,
+        peak_tokens=peak,
+        mean_live_tokens=float(live[sampled].mean()) if sampled.any() else float(peak),
+        dep_paper=layout.dep_paper(),
+        dep_full=layout.dep_full(),
+        kv_bytes_peak=peak * bytes_per_token,
+    )
