@@ -22,15 +22,14 @@ def table(name: str, results: dict[str, Any]) -> str:
     title = (
         f"`results/{name}.json`: {results['num_problems']} held-out problems, {results['device']}."
     )
-    lines = [title, "", "| | accuracy (95 %) | peak tokens | Dep | KV bytes at peak | time |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = [title, "", "| | accuracy (95 %) | peak tokens | Dep | KV at peak |"]
+    lines.append("|---|---|---|---|---|")
     for method, values in results["methods"].items():
         low, high = values["accuracy_ci95"]
         lines.append(
             f"| {NAMES.get(method, f'control: {method}')} "
             f"| {values['accuracy']:.1%} ({low:.1%} to {high:.1%}) | {values['peak_tokens']:.0f} "
-            f"| {values['dep_paper']:,.0f} | {values['kv_bytes_peak'] / 2**20:.2f} MiB "
-            f"| {values['wall_time_s']:.0f} s |"
+            f"| {values['dep_paper']:,.0f} | {values['kv_bytes_peak'] / 2**20:.1f} MiB |"
         )
     return "\n".join([*lines, "", *families(results)])
 

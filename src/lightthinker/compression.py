@@ -91,6 +91,11 @@ class CompressionConfig(LayoutRules):
         )
 
     @property
+    def separator_id(self) -> int | None:
+        """Id of the token that ends a thought, shown as the separator: trigger or anchor."""
+        return self.gist_ids[0] if self.method == "anllm" and self.gist_ids else self.trigger_id
+
+    @property
     def never_sampled(self) -> tuple[int, ...]:
         """Ids that the engine inserts and must never sample."""
         if self.method == "full":

@@ -159,6 +159,21 @@ def test_visible_text_shows_the_separator_and_no_special_token():
     assert [t.num_gists for t in outputs["off"].outputs[0].thoughts] == [0, 0]
 
 
+def test_anllm_anchors_end_thoughts_and_show_as_separators():
+    engine = make_engine(compression=CompressionConfig(method="anllm", num_gists=1))
+    a, b = (engine.tokenizer(t, add_special_tokens=False)["input_ids"] for t in ("ab\n", "cd\n"))
+    anchor = engine.compression.gist_ids[0]
+    engine.sampler = ScriptedSampler({"r": [*a, anchor, *b, anchor, 50]})
+    engine.add_request("r", [5, 6], SamplingParams(max_tokens=9, ignore_eos=True), stream=False)
+    output = finish(engine)["r"].outputs[0]
+    assert [(t.text, t.num_tokens, t.num_gists) for t in output.thoughts] == [
+        ("ab", 3, 1),
+        ("cd", 3, 1),
+    ]
+    assert output.text.startswith("ab\n\ncd\n\n")
+    assert output.stats.num_gist_tokens == 0
+
+
 def test_gist_and_continue_ids_are_never_sampled():
     engine = make_engine()
     banned = set(engine.compression.never_sampled)

@@ -16,7 +16,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any, config: CompressionConfig | None):
         self.tokenizer = tokenizer
-        self.trigger_id = config.trigger_id if config else None
+        self.separator_id = config.separator_id if config else None
         self.trigger_text = config.separator.removeprefix(config.thought_suffix) if config else ""
         self._shown = ""
         self._ids: list[int] = []
@@ -31,7 +31,7 @@ class Detokenizer:
 
     def push(self, token_id: int) -> None:
         """Add a sampled token."""
-        if token_id == self.trigger_id:
+        if token_id == self.separator_id:
             self.flush()
             self._shown += self.trigger_text
         else:

@@ -246,6 +246,8 @@ class LLMEngine:
         if self._must_end_thought(sequence):
             assert sequence.trigger_id is not None
             token = sequence.trigger_id
+        is_anchor = sequence.is_anchor(token)
+        num_tokens = sequence.thought_length + (not is_anchor)
         ends_thought = sequence.append(token)
         detokenizer = request.detokenizers[sequence.index]
         is_eos = token in self.eos_ids and not params.ignore_eos
@@ -269,8 +271,8 @@ class LLMEngine:
             self.scheduler.finish(sequence, "length")
             return
         ended_plainly = sequence.compression is None and token == sequence.trigger_id
-        if ends_thought or ended_plainly:
-            self._note_thought(sequence, request)
+        if ends_thought or ended_plainly or is_anchor:
+            self._note_thought(sequence, request, num_tokens)
         if ends_thought:
             sequence.insert_gists()
         elif ended_plainly:
@@ -285,16 +287,14 @@ class LLMEngine:
             and sequence.thought_length >= limit
         )
 
-    def _note_thought(self, sequence: Sequence, request: _Request) -> None:
+    def _note_thought(self, sequence: Sequence, request: _Request, num_tokens: int) -> None:
         text = request.detokenizers[sequence.index].text
         begin = request.thought_texts[sequence.index]
         request.thought_texts[sequence.index] = len(text)
-        length = sequence.thought_length
         compressed = sequence.compression is not None
-        num_gists = sequence.builder.rules.gists_for(length) if compressed else 0
-        sequence.thoughts.append(
-            ThoughtStats(text[begin:].strip(), length, num_gists, length if compressed else 0)
-        )
+        num_gists = sequence.builder.rules.gists_for(num_tokens) if compressed else 0
+        freed = num_tokens if compressed else 0
+        sequence.thoughts.append(ThoughtStats(text[begin:].strip(), num_tokens, num_gists, freed))
 
     @staticmethod
     def _hit_stop_string(sequence: Sequence, detokenizer: Detokenizer) -> bool:

@@ -1,4 +1,4 @@
-"""A sequence's state -> what its user sees. Costs are read off the layout, never counted on the side."""
+"""A sequence's state -> what its user sees; costs are read off the layout."""
 
 from __future__ import annotations
 

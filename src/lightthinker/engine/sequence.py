@@ -143,6 +143,11 @@ class Sequence:
         waiting = (*self.live, *range(self.num_forwarded, len(expires)))
         self.builder.next_expiry = min((expires[k] for k in waiting), default=NEVER)
 
+    def is_anchor(self, token_id: int) -> bool:
+        """Whether this token is AnLLM's anchor, which ends a thought and is its gist."""
+        config = self.compression
+        return config is not None and config.method == "anllm" and token_id == config.gist_ids[0]
+
     def append(self, token_id: int) -> bool:
         """Write a sampled token.
 
@@ -151,7 +156,7 @@ class Sequence:
         config, builder = self.compression, self.builder
         self.sampled_ids.append(token_id)
         self.token_ids.append(token_id)
-        if config is not None and config.method == "anllm" and token_id == config.gist_ids[0]:
+        if self.is_anchor(token_id):
             builder.compress()
             return False
         if token_id == self.trigger_id:

@@ -2,8 +2,8 @@
 
 Task families (or `tasks`, all families evenly) are generated; their seeds live in a namespace
 of their own: evaluation problem i of `--seed s` is `generate(family, seed=2**40 + s * 2**20 +
-i)`, and no training recipe may use seeds from 2**40 on. Training data comes from
-`tasks.stream`, whose generator is seeded by another string altogether. GSM8K comes from a local
+i)`, and no training recipe may use seeds from 2**40 on. Training rows (`train.datasets.TaskRows`)
+are seeded by another string altogether. GSM8K comes from a local
 JSONL file or from the hub. Knows no model.
 """
 

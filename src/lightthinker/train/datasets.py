@@ -58,6 +58,8 @@ class TaskRows(Dataset[Row]):
         return self.num_rows
 
     def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < self.num_rows:
+            raise IndexError(index)
         rng = Random(f"train/{self.source.seed}/{index}")
         examples: list[Example] = []
         room, misses = self.row_length, 0
