@@ -107,6 +107,15 @@ def test_without_lifetimes_they_are_plain_causal_masks():
             assert (model(ids, use_cache=False).logits - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("implementation", ["lt_sdpa", "lt_flex"])
+def test_generation_with_a_kv_cache_is_transformers_own(implementation):
+    prompt = torch.randint(3, 250, (1, 9), generator=torch.Generator().manual_seed(0))
+    plain, ours = tiny_model("qwen2"), tiny_model("qwen2")
+    ours.set_attn_implementation(implementation)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert ours.generate(prompt, **options).tolist() == plain.generate(prompt, **options).tolist()
+
+
 def test_flex_refuses_attention_dropout():
     model = tiny_model("qwen2", attention_dropout=0.1).train()
     model.set_attn_implementation("lt_flex")
