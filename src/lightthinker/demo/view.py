@@ -8,6 +8,7 @@ Knows no engine: it reads cumulative `RequestOutput`s.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from rich.console import Console, Group, RenderableType
@@ -22,7 +23,7 @@ MAX_LINES = 8
 FOLD_PAUSES = 6
 
 
-class ThoughtView:
+class ThoughtView(ABC):
     """Base of both views: splits the growing text into finished thoughts and the rest.
 
     Args:
@@ -59,15 +60,17 @@ class ThoughtView:
         if self.pace_s:
             time.sleep(self.pace_s)
 
+    @abstractmethod
     def fold(self, number: int, thought: ThoughtStats) -> None:
         """A thought is finished."""
-        raise NotImplementedError
 
     def draw(self) -> None:
-        """The current text has grown."""
+        """The current text has grown; a view that draws whole lines has nothing to do."""
+        return
 
     def close(self) -> None:
         """The request has ended: what is left of the text stays."""
+        return
 
 
 class LiveView(ThoughtView):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ class _Request:
     sequences: list[Sequence]
     detokenizers: list[Detokenizer]
     stream: bool
-    thought_texts: list[int] = field(default_factory=list)
+    thought_begins: list[int]
 
 
 class LLMEngine:
@@ -289,8 +289,8 @@ class LLMEngine:
 
     def _note_thought(self, sequence: Sequence, request: _Request, num_tokens: int) -> None:
         text = request.detokenizers[sequence.index].text
-        begin = request.thought_texts[sequence.index]
-        request.thought_texts[sequence.index] = len(text)
+        begin = request.thought_begins[sequence.index]
+        request.thought_begins[sequence.index] = len(text)
         compressed = sequence.compression is not None
         num_gists = sequence.builder.rules.gists_for(num_tokens) if compressed else 0
         freed = num_tokens if compressed else 0
