@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,11 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     )
     try:
         trainer.train(resume_from_checkpoint=last if resume else None)
-    except RuntimeError:
-        # A signal to the whole process group ends the loading workers before the step is done.
+    except Exception:
+        # A signal to the whole process group also ends the loading workers: what the step in hand
+        # then meets depends on the moment (a dead worker, a closed socket), and it may meet it
+        # before the signal reaches this process.
+        time.sleep(1.0)
         if not interrupt.interrupted:
             raise
         trainer.save_interrupted()
