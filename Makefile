@@ -14,7 +14,7 @@ setup: $(VENV)/.installed  ## Create .venv with everything pinned
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,eval,viz]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 demo: setup  ## The bundled model reasons with compression on, then a table and an HTML report
