@@ -355,6 +355,16 @@ def test_sampling_follows_the_probabilities():
     assert torch.allclose(shares, torch.tensor([0.625, 0.375, 0, 0]), atol=0.04)
 
 
+def test_logprobs_come_one_per_sampled_token_and_greedy_takes_the_best(llm):
+    params = SamplingParams(max_tokens=9, logprobs=3, max_thought_tokens=4, ignore_eos=True)
+    output = llm.generate("q", params)[0].outputs[0]
+    assert [entry.token_id for entry in output.logprobs] == output.token_ids
+    free = [e for e in output.logprobs if e.token_id != llm.compression.trigger_id]
+    assert all(next(iter(e.top)) == e.token_id and len(e.top) == 3 for e in free)
+    assert all(e.logprob == e.top[e.token_id] for e in free)
+    assert llm.generate("q", SamplingParams(max_tokens=2))[0].outputs[0].logprobs is None
+
+
 def test_streaming_ends_with_what_generate_returns(llm):
     params = SamplingParams(max_tokens=25, max_thought_tokens=6, ignore_eos=True)
     last = list(llm.stream("hello", params))[-1]
@@ -458,6 +468,12 @@ def test_missing_chat_template_is_named(checkpoint):
         ({"top_k": -2}, "top_k"),
         ({"stop": [""]}, "stop"),
         ({"max_thought_tokens": 0}, "max_thought"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"timeout_s": 0}, "timeout_s"),
     ],
 )
 def test_sampling_params_out_of_range_name_the_field(settings, named):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from math import inf
+from time import monotonic
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from lightthinker.engine.outputs import (
 )
 from lightthinker.engine.reporting import completion
 from lightthinker.engine.runner import ModelRunner, paged_batch
-from lightthinker.engine.sampler import Sampler, TokenSampler
+from lightthinker.engine.sampler import Sampler, TokenSampler, token_logprob
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.engine.scheduler import Scheduled, Scheduler
 from lightthinker.engine.sequence import Sequence
@@ -42,6 +44,8 @@ class EngineConfig:
         max_num_batched_tokens: Most tokens forwarded in one step.
         page_size: Tokens per KV page.
         num_kv_tokens: Tokens the KV pool holds.
+        enable_prefix_caching: Keep the full pages of finished prompts findable, and share them
+            between requests and samples that begin alike.
         poison_freed_pages: Fill freed KV with NaN (for tests).
     """
 
@@ -49,6 +53,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 4096
     page_size: int = 16
     num_kv_tokens: int = 65_536
+    enable_prefix_caching: bool = True
     poison_freed_pages: bool = False
 
     def __post_init__(self) -> None:
@@ -65,6 +70,7 @@ class _Request:
     detokenizers: list[Detokenizer]
     stream: bool
     thought_begins: list[int]
+    deadline: float
 
 
 class LLMEngine:
@@ -108,6 +114,7 @@ class LLMEngine:
             self.pool,
             max_num_seqs=self.config.max_num_seqs,
             max_num_batched_tokens=self.config.max_num_batched_tokens,
+            share_prompts=self.config.enable_prefix_caching,
         )
         self.sampler = sampler or Sampler(compression.never_sampled if compression else ())
         self.eos_ids = _eos_ids(model, tokenizer)
@@ -164,7 +171,13 @@ class LLMEngine:
             )
         detokenizers = [Detokenizer(self.tokenizer, self.compression) for _ in sequences]
         self._requests[request_id] = _Request(
-            text, prompt_ids, sequences, detokenizers, stream, [0] * params.n
+            text,
+            prompt_ids,
+            sequences,
+            detokenizers,
+            stream,
+            [0] * params.n,
+            inf if params.timeout_s is None else monotonic() + params.timeout_s,
         )
         for sequence in sequences:
             self.scheduler.add(sequence)
@@ -188,6 +201,7 @@ class LLMEngine:
 
         Return the requests that changed and stream, or finished.
         """
+        self._end_overdue()
         scheduled = self.scheduler.schedule()
         if scheduled:
             try:
@@ -204,6 +218,17 @@ class LLMEngine:
             if finished:
                 del self._requests[request_id]
         return outputs
+
+    def _end_overdue(self) -> None:
+        now = monotonic()
+        for request in self._requests.values():
+            if now < request.deadline:
+                continue
+            for sequence, detokenizer in zip(request.sequences, request.detokenizers, strict=True):
+                if sequence.finish_reason is None:
+                    detokenizer.flush()
+                    self.scheduler.finish(sequence, "abort")
+                    sequence.stop_reason = "timeout"
 
     def _forward_and_sample(self, scheduled: list[Scheduled]) -> None:
         token_ids: list[int] = []
@@ -227,11 +252,15 @@ class LLMEngine:
                 sampling.append(sequence)
         batch = paged_batch(rows, slots, self.runner.device)
         logits = self.runner.run(self.backend, batch, token_ids, positions, wanted or [0])
+        self.scheduler.publish(s.sequence for s in scheduled)
         if sampling:
-            for sequence, token in zip(
-                sampling, self.sampler.sample(logits, sampling), strict=True
-            ):
+            tokens = self.sampler.sample(logits, sampling)
+            for sequence, token, row in zip(sampling, tokens, logits, strict=True):
                 self._take(sequence, token)
+                if sequence.params.logprobs is not None:
+                    # Read back: what was forced is reported too, with its own probability.
+                    token = sequence.sampled_ids[-1]
+                    sequence.logprobs.append(token_logprob(row, token, sequence.params.logprobs))
         ran = [s.sequence for s in scheduled if s.sequence.finish_reason is None]
         groups = [(s, self._fresh_gists(s)) for s in ran] if self.on_compress else []
         self.scheduler.compact(ran)
@@ -381,7 +410,14 @@ class LLMEngine:
             completion(sequence, detokenizer, bytes_per_token)
             for sequence, detokenizer in zip(request.sequences, request.detokenizers, strict=True)
         ]
-        return RequestOutput(request_id, request.prompt, request.prompt_ids, completions, finished)
+        return RequestOutput(
+            request_id,
+            request.prompt,
+            request.prompt_ids,
+            completions,
+            finished,
+            min(s.num_cached_tokens for s in request.sequences),
+        )
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -24,6 +24,7 @@ def completion(
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
         thoughts=list(sequence.thoughts),
+        logprobs=list(sequence.logprobs) if sequence.params.logprobs is not None else None,
         stats=_stats(sequence, bytes_per_token),
     )
 

@@ -17,6 +17,7 @@ import torch
 
 from lightthinker.attention.batch import Row
 from lightthinker.compression import CompressionConfig
+from lightthinker.engine.outputs import TokenLogprob
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.layout import NEVER, LayoutRules, Role
 from lightthinker.layout_builder import LayoutBuilder
@@ -61,10 +62,15 @@ class Sequence:
     live: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     thoughts: list[Any] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     saved_kv: list[torch.Tensor] | None = None
     num_forwarded: int = 0
     tokens_freed: int = 0
     peak_live: int = 0
+    num_cached_tokens: int = 0
+    page_keys: list[bytes] = field(default_factory=list)
+    num_published: int = 0
+    arrival: int = -1
 
     def __post_init__(self) -> None:
         rules: LayoutRules = self.compression or LayoutRules(method="full")
@@ -78,6 +84,22 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens written in the layout but not yet forwarded."""
         return len(self.token_ids) - self.num_forwarded
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who comes first: by priority, then by arrival."""
+        return self.params.priority, self.arrival
+
+    @property
+    def has_plain_prompt(self) -> bool:
+        """Whether no prompt token ever expires, so that its pages may be shared."""
+        return self.compression is None or self.compression.prompt_chunk_tokens is None
+
+    def adopt(self, num_tokens: int) -> None:
+        """Note that the pool already holds the first `num_tokens` prompt tokens."""
+        assert not self.live, "only a sequence that has not begun can adopt pages"
+        self.forwarded(num_tokens)
+        self.num_cached_tokens = num_tokens
 
     def next_chunk(self, budget: int) -> int:
         """Return how many pending tokens to forward in the next step.
