@@ -73,6 +73,7 @@ class Scheduler:
         source: list[int] = []
         target: list[int] = []
         vacated: list[int] = []
+        group_sizes: list[int] = []
         for sequence in sequences:
             expired = sequence.expired()
             if not expired:
@@ -82,11 +83,12 @@ class Scheduler:
             moves = [(old, new) for new, old in enumerate(kept) if old != new]
             source += self.slots(sequence, (old for old, _ in moves))
             target += self.slots(sequence, (new for _, new in moves))
+            group_sizes.append(len(moves))
             vacated += self.slots(sequence, range(len(kept), len(sequence.live)))
             sequence.keep(kept)
             self._release(sequence, keep=self._pages_for(len(kept)))
         if source:
-            self.pool.move(source, target)
+            self.pool.move(source, target, group_sizes)
         self.pool.clear(vacated)
 
     def finish(self, sequence: Sequence, reason: str) -> None:
