@@ -101,8 +101,8 @@ def main() -> None:
         compiled = compile_kernel(store_kv._store_kv_kernel, store, 4, 3)
         results.append(report(f"store_kv {model}", compiled))
     for word, aligned in ((16, 8), (32, 4), (16, 1)):
+        POINTERS["words"] = f"*i{word}"
         constants = dict(
-            WORD=word,
             ALIGNED_WORDS=aligned,
             BLOCK_M=triton_compact.BLOCK_MOVES,
             BLOCK_W=triton_compact.BLOCK_WORDS,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lightthinker.attention.batch import SequenceRows
-from lightthinker.attention.torch_backend import TorchBackend
+from lightthinker.attention.selection import make_backend, resolve_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.detokenizer import Detokenizer
 from lightthinker.engine.outputs import (
@@ -43,6 +43,7 @@ class EngineConfig:
         page_size: Tokens per KV page.
         num_kv_tokens: Tokens the KV pool holds.
         poison_freed_pages: Fill freed KV with NaN (for tests).
+        attention_backend: "torch", "triton", or "auto": Triton on CUDA, torch on a CPU.
     """
 
     max_num_seqs: int = 256
@@ -50,6 +51,7 @@ class EngineConfig:
     page_size: int = 16
     num_kv_tokens: int = 65_536
     poison_freed_pages: bool = False
+    attention_backend: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "page_size", "num_kv_tokens"):
@@ -95,6 +97,7 @@ class LLMEngine:
         self.max_model_len = int(getattr(text_config, "max_position_embeddings", None) or 2**31 - 1)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
         size = self.config.page_size
+        backend = resolve_backend(self.config.attention_backend, self.runner.device)
         self.pool = PagePool(
             self.runner.probe(),
             num_pages=max(1, self.config.num_kv_tokens // size),
@@ -102,8 +105,9 @@ class LLMEngine:
             dtype=self.runner.dtype,
             device=self.runner.device,
             poison=self.config.poison_freed_pages,
+            kernels=backend == "triton",
         )
-        self.backend = TorchBackend(self.pool)
+        self.backend = make_backend(backend, self.pool)
         self.scheduler = Scheduler(
             self.pool,
             max_num_seqs=self.config.max_num_seqs,

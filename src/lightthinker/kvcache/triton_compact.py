@@ -10,8 +10,9 @@ one block of columns. Within a group moves may overlap (a target may be the sour
   rise strictly and every target lies below its own source, hence below the sources of all later
   moves. No store can hit a slot that is still to be read.
 
-The tensors differ in address and row size only, so the launch gets a table of those; a row is
-copied as plain 2- or 4-byte words, which keeps NaN payloads too. Imports triton at module level:
+The tensors differ in address and row size only, so the launch gets a table of those, addresses
+relative to the first tensor's (one flat address space, and the compiler knows the alignment); a row
+is copied as plain 2- or 4-byte words, which keeps NaN payloads too. Imports triton at module level:
 import it where it is used.
 """
 
@@ -27,40 +28,41 @@ BLOCK_MOVES = 32
 BLOCK_WORDS = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_moves"])
 def _compact_kernel(
+    words,
     tensors,
     moves,
     group_start,
     num_moves,
-    WORD: tl.constexpr,
     ALIGNED_WORDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """`tensors` [n, 3]: address, words per row, words from row to row; `moves` [2, M]: from, to."""
+    """Move the slots of one tensor, one group and one block of columns.
+
+    `words` is the first tensor; `tensors` [n, 3] says where each begins relative to it, its words
+    per row and from row to row; `moves` [2, M] holds sources, then targets.
+    """
     entry = tensors + tl.program_id(0) * 3
-    address = tl.multiple_of(tl.load(entry), ALIGNED_WORDS * WORD // 8)
+    offset = tl.multiple_of(tl.load(entry), ALIGNED_WORDS)
     row_words = tl.load(entry + 1)
     stride = tl.multiple_of(tl.load(entry + 2), ALIGNED_WORDS)
-    if WORD == 32:
-        base = address.to(tl.pointer_type(tl.int32))
-    else:
-        base = address.to(tl.pointer_type(tl.int16))
-    base = tl.multiple_of(base, ALIGNED_WORDS * WORD // 8)
     column = tl.program_id(2) * BLOCK_W + tl.arange(0, BLOCK_W)[None, :]
     if tl.program_id(2) * BLOCK_W < row_words:
         begin = tl.load(group_start + tl.program_id(1))
         end = tl.load(group_start + tl.program_id(1) + 1)
+        # A row has whole groups of aligned words, or the mask would cut the wide loads up.
+        inside = column < tl.multiple_of(row_words, ALIGNED_WORDS)
         for start in tl.range(begin, end, BLOCK_M, num_stages=1):
             move = start + tl.arange(0, BLOCK_M)
             real = move < end
             source = tl.load(moves + move, mask=real, other=0)[:, None]
             target = tl.load(moves + num_moves + move, mask=real, other=0)[:, None]
-            mask = real[:, None] & (column < row_words)
-            words = tl.load(base + source * stride + column, mask=mask)
+            mask = real[:, None] & inside
+            held = tl.load(words + offset + source * stride + column, mask=mask)
             tl.debug_barrier()
-            tl.store(base + target * stride + column, words, mask=mask)
+            tl.store(words + offset + target * stride + column, held, mask=mask)
 
 
 class SlotMover:
@@ -81,9 +83,9 @@ class SlotMover:
     ):
         self.check_order = check_order
         self.device = token_index.device
-        word_bytes = 4 if all(t.element_size() == 4 for t in slot_tensors) else 2
+        word = torch.int32 if slot_tensors[0].element_size() == 4 else torch.int16
         # Two launches: the index has rows of eight bytes, too narrow for 16-byte loads.
-        self._launches = [_Launch(slot_tensors, word_bytes), _Launch([token_index], word_bytes)]
+        self._launches = [_Launch(slot_tensors, word), _Launch([token_index], word)]
 
     def move(self, source: list[int], target: list[int], group_sizes: list[int]) -> None:
         """Carry out the moves; the order argument above is the caller's promise.
@@ -113,36 +115,36 @@ class SlotMover:
 class _Launch:
     """One kernel launch over tensors that share an alignment."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor], word_bytes: int):
+    def __init__(self, tensors: Sequence[torch.Tensor], word: torch.dtype):
         for tensor in tensors:
             assert tensor[0].is_contiguous(), "a slot's elements are adjacent"
+        size, first = word.itemsize, tensors[0].data_ptr()
         table = [
             (
-                t.data_ptr(),
-                t[0].numel() * t.element_size() // word_bytes,
-                t.stride(0) * t.element_size() // word_bytes,
+                (t.data_ptr() - first) // size,
+                t[0].numel() * t.element_size() // size,
+                t.stride(0) * t.element_size() // size,
             )
             for t in tensors
         ]
-        aligned = all(t.data_ptr() % 16 == 0 for t in tensors) and all(
-            stride * word_bytes % 16 == 0 for _, _, stride in table
-        )
-        self.word_bits = 8 * word_bytes
-        self.aligned_words = 16 // word_bytes if aligned else 1
+        wide = 16 // size
+        aligned = first % 16 == 0 and all(number % wide == 0 for line in table for number in line)
+        self.tensors = tensors
+        self.words = tensors[0].view(word)
+        self.aligned_words = wide if aligned else 1
         self.max_words = max(words for _, words, _ in table)
-        self.num_tensors = len(table)
         self.table = torch.tensor(table, dtype=torch.int64, device=tensors[0].device)
 
     def run(
         self, moves: torch.Tensor, group_start: torch.Tensor, num_moves: int, num_groups: int
     ) -> None:
-        grid = (self.num_tensors, num_groups, -(-self.max_words // BLOCK_WORDS))
+        grid = (len(self.tensors), num_groups, -(-self.max_words // BLOCK_WORDS))
         _compact_kernel[grid](
+            self.words,
             self.table,
             moves,
             group_start,
             num_moves,
-            WORD=self.word_bits,
             ALIGNED_WORDS=self.aligned_words,
             BLOCK_M=BLOCK_MOVES,
             BLOCK_W=BLOCK_WORDS,
