@@ -15,7 +15,7 @@ from collections.abc import Sequence as SequenceOf
 from time import monotonic
 from typing import Any
 
-from lightthinker.attention.torch_backend import TorchBackend
+from lightthinker.attention.selection import make_backend, resolve_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
 from lightthinker.engine.intake import Intake, Request
@@ -59,6 +59,7 @@ class LLMEngine:
         self.compression = compression
         self.runner = ModelRunner(model)
         size = self.config.page_size
+        backend = resolve_backend(self.config.attention_backend, self.runner.device)
         self.pool = PagePool(
             self.runner.probe(),
             num_pages=max(1, self.config.num_kv_tokens // size),
@@ -66,8 +67,9 @@ class LLMEngine:
             dtype=self.runner.dtype,
             device=self.runner.device,
             poison=self.config.poison_freed_pages,
+            kernels=backend == "triton",
         )
-        self.backend = TorchBackend(self.pool)
+        self.backend = make_backend(backend, self.pool)
         self.scheduler = Scheduler(
             self.pool,
             max_num_seqs=self.config.max_num_seqs,

@@ -102,6 +102,7 @@ class Scheduler:
         source: list[int] = []
         target: list[int] = []
         vacated: list[int] = []
+        group_sizes: list[int] = []
         shrunk: list[Sequence] = []
         for sequence in sequences:
             expired = sequence.expired()
@@ -113,11 +114,12 @@ class Scheduler:
             moves = [(old, new) for new, old in enumerate(kept) if old != new]
             source += self.slots(sequence, (old for old, _ in moves))
             target += self.slots(sequence, (new for _, new in moves))
+            group_sizes.append(len(moves))
             vacated += self.slots(sequence, range(len(kept), len(sequence.live)))
             sequence.keep(kept)
             shrunk.append(sequence)
         if source:
-            self.pool.move(source, target)
+            self.pool.move(source, target, group_sizes)
         self.pool.clear(vacated)
         for sequence in shrunk:
             self._release(sequence, keep=self._pages_for(len(sequence.live)))

@@ -8,11 +8,14 @@ slots, H KV heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from lightthinker.kvcache.allocator import PageAllocator
+
+if TYPE_CHECKING:
+    from lightthinker.kvcache.triton_compact import SlotMover
 
 
 class LayerShape(NamedTuple):
@@ -33,6 +36,7 @@ class PagePool:
         dtype: Of keys and values.
         device: Where the pool lives.
         poison: Fill freed slots with NaN, so that reading one is seen (for tests).
+        kernels: Move slots with the Triton kernel rather than by torch indexing.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class PagePool:
         dtype: torch.dtype,
         device: torch.device,
         poison: bool = False,
+        kernels: bool = False,
     ):
         self.page_size = page_size
         self.poison = poison
@@ -61,14 +66,34 @@ class PagePool:
         self.bytes_per_token = (
             sum(s.num_kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
         )
+        self._mover: SlotMover | None = None
+        if kernels:
+            from lightthinker.kvcache.triton_compact import SlotMover
+
+            self._mover = SlotMover(
+                [*self.keys, *self.values], self.token_index, check_order=poison
+            )
 
     @property
     def num_slots(self) -> int:
         """Tokens that fit."""
         return len(self.token_index)
 
-    def move(self, source: list[int], target: list[int]) -> None:
-        """Copy slots `source` to slots `target` in every layer; the lists may overlap."""
+    def move(
+        self, source: list[int], target: list[int], group_sizes: list[int] | None = None
+    ) -> None:
+        """Copy slots `source` to slots `target` in every layer; the lists may overlap.
+
+        Args:
+            source: Slots to read.
+            target: Slots to write.
+            group_sizes: Moves of each sequence, in order; they run side by side. Different
+                sequences move different slots; within one, no move writes a slot that a later one
+                reads (tokens move down, in order). None: one group.
+        """
+        if self._mover is not None:
+            self._mover.move(source, target, group_sizes or [len(source)])
+            return
         src, dst = self._index(source), self._index(target)
         for tensor in (*self.keys, *self.values, self.token_index):
             tensor[dst] = tensor[src]
