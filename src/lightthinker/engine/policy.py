@@ -1,21 +1,22 @@
 """What the engine asks of a cache policy: when a sequence's cache is full, and what to keep of it.
 
 A policy bounds the KV cache of a sequence that does not compress: once the prompt is in and the
-live tokens reach `limit`, the engine calls `keep` and frees the rest. Policies hold settings and no
-state: what they need to know of attention lies beside the keys in the page pool (`Observation`), so
-it moves, swaps and batches as keys do. Shapes: L layers, H KV heads, n live tokens, D head size.
+next token would not fit the `limit`, the engine calls `keep` and frees the rest. Policies hold
+settings and no state: what they need to know of attention lies beside the keys in the page pool
+(`Observation`), so it moves, swaps and batches as keys do. Shapes: L layers, H KV heads, n live
+tokens, D head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
-Grouping = Literal["sum", "mean", "max_logit"]
+    from lightthinker.attention.batch import Grouping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class CacheView:
         num_prompt_tokens: Length of the prompt.
         num_written: Tokens written so far, evicted ones included.
         num_live: Tokens in the cache, in the order in which they were written.
+        limit: Tokens that may be live once the next one is written.
         token_ids: Ids of the tokens in the cache; only for policies without an observation, whose
             heads all hold the same tokens.
         indices: Index in the sequence of each of them, likewise.
@@ -58,6 +60,7 @@ class CacheView:
     num_prompt_tokens: int
     num_written: int
     num_live: int
+    limit: int
     token_ids: list[int]
     indices: list[int]
     sample_index: int
@@ -83,7 +86,7 @@ class CachePolicy(Protocol):
         """Raise RequestError if no cache within the limit can serve a prompt of this length."""
         ...
 
-    def limit(self, num_written: int) -> int:
+    def limit(self, num_written: int, num_prompt_tokens: int) -> int:
         """Return how many tokens may be live when `num_written` tokens have been written.
 
         It must not grow faster than the tokens written.
@@ -91,7 +94,7 @@ class CachePolicy(Protocol):
         ...
 
     def keep(self, cache: CacheView) -> list[int] | torch.Tensor:
-        """Choose what stays; called when the live tokens have reached the limit.
+        """Choose what stays; called when the next token would not fit.
 
         Returns:
             Ascending positions in the cache, fewer than the limit: one list for all heads, or with

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from lightthinker.engine.policy import CacheView
 from lightthinker.errors import RequestError
 
 
@@ -61,16 +62,16 @@ class Budgeted:
     def check(self, num_prompt_tokens: int) -> None:
         """Accept a prompt of any length: it is evicted from like the rest."""
 
-    def limit(self, num_written: int) -> int:
+    def limit(self, num_written: int, num_prompt_tokens: int) -> int:
         """Return how many tokens may be live when `num_written` have been written."""
         if self.budget is not None:
             return self.budget
         assert self.ratio is not None
         return max(self.smallest_cache, math.ceil(self.ratio * num_written))
 
-    def num_kept(self, num_written: int) -> int:
-        """Return how many tokens stay when the cache is full."""
-        return self.limit(num_written) - self.buffer
+    def num_kept(self, cache: CacheView) -> int:
+        """Return how many tokens stay in a cache that is full."""
+        return cache.limit - self.buffer
 
     def require(self, ok: bool, field: str, allowed: str) -> None:
         """Raise RequestError unless a field's value is allowed."""

@@ -16,9 +16,23 @@ from typing import Any, get_args, get_type_hints
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.policy import CachePolicy
 from lightthinker.errors import RequestError, suggestion
+from lightthinker.policies.h2o import H2O
+from lightthinker.policies.r_kv import RKV
+from lightthinker.policies.random_eviction import RandomEviction
+from lightthinker.policies.sepllm import SepLLM
+from lightthinker.policies.snapkv import SnapKV
 from lightthinker.policies.streaming_llm import StreamingLLM
+from lightthinker.policies.tova import TOVA
 
-POLICIES: dict[str, type[Any]] = {policy.name: policy for policy in (StreamingLLM,)}
+POLICIES: dict[str, type[Any]] = {
+    "streaming_llm": StreamingLLM,
+    "sepllm": SepLLM,
+    "h2o": H2O,
+    "r_kv": RKV,
+    "snapkv": SnapKV,
+    "tova": TOVA,
+    "random": RandomEviction,
+}
 """Policy classes by name."""
 
 

@@ -40,5 +40,5 @@ class StreamingLLM(Budgeted):
 
     def keep(self, cache: CacheView) -> list[int]:
         """Keep the first `sinks` tokens and as many of the last as fit."""
-        recent = self.num_kept(cache.num_written) - self.sinks
+        recent = self.num_kept(cache) - self.sinks
         return [*range(self.sinks), *range(cache.num_live - recent, cache.num_live)]
