@@ -18,6 +18,7 @@ from typing import Any
 from lightthinker.attention.selection import make_backend, resolve_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
+from lightthinker.engine.eviction import check_policy, evict
 from lightthinker.engine.intake import Intake, Request
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.runner import ModelRunner, paged_batch
@@ -60,8 +61,9 @@ class LLMEngine:
         self.runner = ModelRunner(model)
         size = self.config.page_size
         backend = resolve_backend(self.config.attention_backend, self.runner.device)
+        self.shapes = self.runner.probe()
         self.pool = PagePool(
-            self.runner.probe(),
+            self.shapes,
             num_pages=max(1, self.config.num_kv_tokens // size),
             page_size=size,
             dtype=self.runner.dtype,
@@ -111,13 +113,17 @@ class LLMEngine:
             stream: Whether `step` reports it at every step or only when it is finished.
 
         Raises:
-            RequestError: The prompt is empty or too long, or compression is asked of a checkpoint
-                without it.
+            RequestError: The prompt is empty or too long, compression is asked of a checkpoint
+                without it, or the cache policy cannot serve this prompt or model.
         """
         if request_id in self._requests:
             raise RequestError(f"Request id {request_id!r} is in use.")
         params = params or SamplingParams()
         request = self._intake.request(request_id, prompt, params, stream=stream)
+        if params.policy is not None:
+            check_policy(params.policy, len(request.prompt_ids), self.shapes)
+            if params.policy.observation is not None:
+                self.pool.keep_scores()
         self._requests[request_id] = request
         for sequence in request.sequences:
             self.scheduler.add(sequence)
@@ -187,6 +193,7 @@ class LLMEngine:
         known = previous.tokens if previous and plan.unknown_rows else None
         logits = self.runner.run(self.backend, batch, plan, known)
         self.scheduler.publish(s.sequence for s in scheduled)
+        evict((s.sequence for s in scheduled), self.pool, self.scheduler, self.tokenizer)
         tokens = self.sampler.sample(logits, plan.sampling) if plan.sampling else []
         wants_logits = any(s.params.logprobs is not None for s in plan.sampling)
         place = {sequence: i for i, sequence in enumerate(plan.sampling)}

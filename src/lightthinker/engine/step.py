@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lightthinker.attention.batch import SequenceRows
+from lightthinker.engine.eviction import observed_rows
 from lightthinker.engine.scheduler import Scheduled, Scheduler
 from lightthinker.engine.sequence import UNKNOWN, Sequence
 
@@ -69,7 +70,13 @@ def plan_step(
         rows = sequence.rows(num_tokens)
         plan.slots += scheduler.slots(sequence, range(len(sequence.live), num_live))
         plan.sequences.append(
-            SequenceRows(rows, list(range(begin, end)), list(sequence.pages), num_live)
+            SequenceRows(
+                rows,
+                list(range(begin, end)),
+                list(sequence.pages),
+                num_live,
+                observed_rows(sequence, num_tokens),
+            )
         )
         if sequence.token_ids[end - 1] == UNKNOWN:
             assert previous is not None, "only the step before can know the token"
