@@ -13,6 +13,7 @@ from lightthinker.attention.paged import (
     ShapeProbe,
     paged_attention,
 )
+from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.step import StepPlan
 from lightthinker.errors import CheckpointError
 from lightthinker.kvcache.pool import LayerShape
@@ -41,7 +42,7 @@ class ModelRunner:
         """
         probe = ShapeProbe()
         zero = self._tensor([0])
-        self._forward(probe, zero, zero, zero)
+        self.forward(probe, zero, zero, zero)
         shapes = probe.shapes
         if not shapes or sorted(shapes) != list(range(max(shapes) + 1)):
             raise CheckpointError(
@@ -56,7 +57,7 @@ class ModelRunner:
         backend: AttentionBackend,
         batch: PagedBatch,
         plan: StepPlan,
-        known: list[int] | torch.Tensor | None,
+        known: list[int] | PendingTokens | None,
     ) -> torch.Tensor:
         """Forward a step.
 
@@ -72,20 +73,33 @@ class ModelRunner:
         backend.prepare(batch)
         token_ids = self._tensor(plan.token_ids)
         if known is not None:
-            samples = torch.as_tensor(known, device=self.device)
-            token_ids[self._tensor(plan.unknown_rows)] = samples[self._tensor(plan.unknown_from)]
+            samples = known.device if isinstance(known, PendingTokens) else self._tensor(known)
+            places = self._tensor(plan.unknown_from)
+            # A sample that failed is forwarded like any other; its request ends when it is seen.
+            token_ids[self._tensor(plan.unknown_rows)] = samples[places].clamp_min(0)
         # Without wanted rows one is read all the same: models want at least one.
         wanted = self._tensor(plan.wanted_rows or [0])
-        return self._forward(backend, token_ids, self._tensor(plan.positions), wanted).float()
+        return self.forward(backend, token_ids, self._tensor(plan.positions), wanted).float()
 
     @torch.no_grad()
-    def _forward(
+    def forward(
         self,
         backend: AttentionBackend,
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         wanted_rows: torch.Tensor,
     ) -> torch.Tensor:
+        """Forward rows whose KV slots the backend knows.
+
+        Args:
+            backend: Stores keys and values and attends; prepared.
+            token_ids: int64 [T].
+            positions: int64 [T].
+            wanted_rows: int64 [B], rows whose logits are wanted.
+
+        Returns:
+            Logits [B, V] in the model's dtype.
+        """
         with paged_attention(backend):
             output = self.model(
                 input_ids=token_ids[None],

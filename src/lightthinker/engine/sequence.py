@@ -241,6 +241,12 @@ class Sequence:
             return token_id, False
         return token_id, full_segment or (config.has_trigger and token_id == self.trigger_id)
 
+    def forget_unsettled(self) -> None:
+        """Take the last token out of the output, since its id will never be known."""
+        if self.unsettled is not None:
+            del self.sampled_ids[-1]
+            self.unsettled = None
+
     def _fills_segment(self) -> bool:
         config = self.compression
         if config is None or config.method != "token" or self.in_answer:
