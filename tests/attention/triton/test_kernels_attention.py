@@ -123,6 +123,9 @@ def test_padding_rows_give_zeros_and_store_nothing():
     case = attention_case([(20, 1), (30, 4)], num_heads=4, num_kv_heads=2, key_dim=16)
     capacity = RowsCapacity(max_rows=12, max_sequences=4, max_pages=4)
     backend = TritonBackend(case.pool, capacity)
+    full = attention_case([(12, 12)], num_heads=4, num_kv_heads=2, key_dim=16)
+    for _ in range(3):  # every host buffer holds the rows of an earlier, larger step
+        backend.metadata.fill(full.batch, use_tiles=False)
     backend.metadata.fill(case.batch, num_rows=12, use_tiles=False)
 
     def padded(x):

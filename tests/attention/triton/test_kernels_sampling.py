@@ -159,14 +159,17 @@ def test_repetition_penalty_looks_at_the_requests_own_history():
     assert batch.seen[0].tolist() == [1, 1, 0, 0]
     batch.begin_history(0, [2])
     assert batch.seen[0].tolist() == [0, 0, 1, 0]
-    logits = torch.tensor([[0.1, 0.2, 0.5, -0.4]]).repeat(4, 1)
+    batch.begin_history(0, [0])
+    negative = torch.tensor([[-1.0, -1.2, -9.0, -9.0]])
+    assert int(draw(negative, rows[:1], batch=batch)[0]) == 1
+    logits = torch.tensor([[0.1, 0.2, 0.5, -0.4]])
     setting = RowSampling(temperature=1.0, repetition_penalty=10.0, history=0, top_k=2)
     p = candidates(logits[0], setting, seen=[2])
     assert set(p.nonzero().flatten().tolist()) == {0, 1}
     for seed in range(4):
         batch.begin_history(0, [2])
         row = RowSampling(**{**vars(setting), "seed": seed})
-        assert int(draw(logits[:1], [row], batch=batch)[0]) in (0, 1)
+        assert int(draw(logits, [row], batch=batch)[0]) in (0, 1)
 
 
 def test_a_row_with_nothing_left_is_reported_alone():
