@@ -157,9 +157,10 @@ JOBS.append((None, ids(60, 20), ids(61, 30)))
     [
         {"max_num_batched_tokens": 512},
         {"max_num_batched_tokens": 9, "page_size": 3},
+        {"async_scheduling": True},
         {"num_kv_tokens": 160, "max_num_seqs": 7},
     ],
-    ids=["together", "prompts in chunks", "swapped out and in"],
+    ids=["together", "prompts in chunks", "asynchronously", "swapped out and in"],
 )
 def test_neither_batch_nor_chunks_nor_swapping_change_anything(config):
     swapped = []
@@ -303,6 +304,21 @@ def test_scores_kept_before_a_policy_came_do_not_confuse_swapping():
         ("1", ("h2o:budget=8", ids(4, 9), ids(2, 12))),
     ):
         assert_equal(engine, name, reference("qwen2", job))
+
+
+def test_a_prompt_whose_pages_others_hold_is_seen_whole_and_evicted_alone():
+    prompt, output = ids(5, 24), ids(6, 12)
+    engine = make_engine("qwen2", {"plain": output, "h2o": output, "again": output})
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    scored = dataclasses.replace(params, policy=policy_of("h2o:budget=16"))
+    for name, param in (("plain", params), ("h2o", scored), ("again", params)):
+        engine.add_request(name, prompt, param)
+        engine.step()
+    while engine.has_unfinished_requests():
+        engine.step()
+    for name, text in (("plain", "tova:budget=99"), ("h2o", "h2o:budget=16")):
+        assert_equal(engine, name, reference("qwen2", (text, prompt, output)))
+    assert_equal(engine, "again", reference("qwen2", ("tova:budget=99", prompt, output)))
 
 
 def test_steps_without_observed_rows_compute_no_probabilities(monkeypatch):
