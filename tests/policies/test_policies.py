@@ -47,6 +47,13 @@ CASES = (
     "r_kv:ratio=0.5,window=2,buffer=2,mix_lambda=0.1",
     "random:budget=36,recent=3,buffer=4",
     "random:ratio=0.3,recent=2",
+    "random:budget=12,recent=2,keep_prompt=false",
+    "streaming_llm:budget=30,keep_prompt=true",
+    "sepllm:budget=34,keep_prompt=true",
+    "h2o:budget=32,keep_prompt=true",
+    "tova:budget=32,keep_prompt=true",
+    "snapkv:budget=33,window=3,buffer=4,keep_prompt=true",
+    "r_kv:budget=33,window=3,buffer=4,kernel=3,keep_prompt=true",
 )
 TOKENIZER = byte_tokenizer()
 DOT = TOKENIZER(".", add_special_tokens=False)["input_ids"][0]
@@ -195,9 +202,10 @@ def policies(draw):
         "random": {"recent": window, "seed": buffer},
         "tova": {},
     }[name]
-    settings = {"buffer": buffer, **own}
-    budget = draw(st.one_of(st.none(), st.integers(12, 30)))
-    if budget is None or name == "random":
+    keep_prompt = str(draw(st.booleans())).lower()
+    settings = {"buffer": buffer, "keep_prompt": keep_prompt, **own}
+    budget = draw(st.one_of(st.none(), st.integers(12, 45)))
+    if budget is None or (keep_prompt == "true" and budget < 40):
         return f"{name}:ratio={draw(st.sampled_from([0.2, 0.5, 0.8]))}," + joined(settings)
     return f"{name}:budget={budget}," + joined(settings)
 
@@ -280,12 +288,14 @@ def test_policy_and_compression_exclude_each_other():
     assert stats["c"].num_gist_tokens > 0
 
 
-def test_a_budget_below_the_prompt_that_must_stay_is_refused():
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_budget_below_a_prompt_that_must_stay_is_refused(name):
     engine = make_engine("qwen2", {})
-    params = SamplingParams(policy=policy_of("random:budget=32,recent=4"))
-    with pytest.raises(RequestError, match="prompt of 30 tokens is kept; it must be at least 36"):
-        engine.add_request("r", ids(1, 30), params)
-    engine.add_request("r", ids(1, 26), params)
+    policy = policy_of(f"{name}:budget=60,buffer=16,keep_prompt=true")
+    room = 60 - policy.smallest_cache
+    with pytest.raises(RequestError, match=f"prompt of {room + 1} tokens is kept; .* least 61"):
+        engine.add_request("r", ids(1, room + 1), SamplingParams(policy=policy))
+    engine.add_request("r", ids(1, room), SamplingParams(policy=policy))
 
 
 def test_scores_kept_before_a_policy_came_do_not_confuse_swapping():
