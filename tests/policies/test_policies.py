@@ -347,6 +347,27 @@ def test_steps_without_observed_rows_compute_no_probabilities(monkeypatch):
     assert len(calls) == evictions * 2 * LAYERS
 
 
+def test_slots_start_at_zero_also_in_steps_that_a_graph_could_run():
+    class Graphs:
+        steps = 0
+
+        def fits(self, plan, batch):
+            assert not engine.pool.scores[:, batch.slot_mapping].any()
+            self.steps += 1
+            return False
+
+    text = "snapkv:budget=20,window=2,buffer=4"
+    engine = make_engine("qwen2", {"0": ids(2, 17), "1": ids(4, 17)}, num_kv_tokens=48)
+    engine.graphs = Graphs()
+    params = SamplingParams(max_tokens=17, ignore_eos=True, policy=policy_of(text))
+    for name, prompt in (("0", ids(1, 12)), ("1", ids(3, 12))):
+        engine.add_request(name, prompt, params)
+        while engine.has_unfinished_requests():
+            engine.step()
+    assert engine.graphs.steps > 30
+    assert_equal(engine, "1", reference("qwen2", (text, ids(3, 12), ids(4, 17))))
+
+
 def test_the_reference_notices_a_wrong_choice():
     job = ("h2o:budget=12", ids(1, 14), ids(2, 20))
     engine, _ = run("qwen2", [job])

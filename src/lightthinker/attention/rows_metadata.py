@@ -1,12 +1,8 @@
 """One step's rows as flat int32 arrays: filled on the host, copied into static device buffers.
 
-A CUDA graph replays kernels on fixed addresses, so the device side is allocated once and only its
-contents change: `fill` builds a step in (pinned) host memory, one asynchronous copy brings it over,
-the kernels read nothing else. Unused rows are padded with slot -1 (nothing is stored) and an empty
-range (the output is zero).
-
-Several host buffers take turns, each guarded by an event: a step can be filled while the copy of
-the one before still waits in the stream.
+`fill` builds a step on the host and uploads it in one copy (`StagedBuffer`); the kernels read
+nothing else. Unused rows are padded with slot -1 (nothing is stored) and an empty range (the output
+is zero).
 
 Knows nothing of kernels, heads or layers.
 """
@@ -22,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from lightthinker.attention.batch import PagedBatch, SequenceRows
+from lightthinker.attention.staging import StagedBuffer
 
 TILE_ROWS = 64
 """Most query rows of one prefill tile."""
@@ -29,16 +26,14 @@ TILE_ROWS = 64
 MIN_TILED_ROWS = 32
 """A sequence with at least this many rows in a step is computed in tiles, a shorter one by row."""
 
-NUM_STAGING_BUFFERS = 3
-
 
 class RowField(IntEnum):
     """Lines of `RowsMetadata.rows`; the kernels use the same numbers.
 
     `SEQUENCE` is the row's line in the page table; `LOWER`, `UPPER`, `EXCL_LO` and `EXCL_HI` its
-    range over the live tokens; `TOKEN_INDEX` its original token index; `LIVE_POSITION` its own place
-    among the live tokens; `SLOT` where its KV goes (-1: nowhere); `LAUNCH` lists the rows that the
-    split-KV kernel computes.
+    range over the live tokens; `TOKEN_INDEX` its original token index; `LIVE_POSITION` its own
+    place among the live tokens; `SLOT` where its KV goes (-1: nowhere); `LAUNCH`
+    lists the rows that the split-KV kernel computes.
     """
 
     SEQUENCE = 0
@@ -109,16 +104,6 @@ class RowsCapacity:
         )
 
 
-class _Staging:
-    """A host copy of the device buffer, and the event after which it may be written again."""
-
-    def __init__(self, num_words: int, device: torch.device):
-        on_cuda = device.type == "cuda"
-        self.tensor = torch.zeros(num_words, dtype=torch.int32, pin_memory=on_cuda)
-        self.array: npt.NDArray[np.int32] = self.tensor.numpy()
-        self.copied = torch.cuda.Event() if on_cuda else None
-
-
 class RowsMetadata:
     """Static buffers of one step's rows.
 
@@ -141,10 +126,8 @@ class RowsMetadata:
         self._row_words = len(RowField) * capacity.max_rows
         self._head_words = self._row_words + len(TileField) * capacity.max_tiles
         num_words = self._head_words + capacity.max_sequences * capacity.max_pages
-        self._buffer = torch.zeros(num_words, dtype=torch.int32, device=device)
-        self.rows, self.tiles, self.page_table = self._views(self._buffer)
-        self._staging = [_Staging(num_words, device) for _ in range(NUM_STAGING_BUFFERS)]
-        self._turn = 0
+        self._buffer = StagedBuffer(num_words, device)
+        self.rows, self.tiles, self.page_table = self._views(self._buffer.device_words)
         self.num_launch_rows = 0
         self.num_tiles = 0
 
@@ -164,11 +147,7 @@ class RowsMetadata:
         total = needed.max_rows if num_rows is None else num_rows
         assert self.capacity.holds(needed), f"{needed} does not fit {self.capacity}"
         assert needed.max_rows <= total <= self.capacity.max_rows, (needed.max_rows, total)
-        staging = self._staging[self._turn]
-        self._turn = (self._turn + 1) % len(self._staging)
-        if staging.copied is not None:
-            staging.copied.synchronize()
-        rows, tiles, page_table = self._views(staging.array)
+        rows, tiles, page_table = self._views(self._buffer.next_host())
         self._write_rows(rows[:, :total], page_table, batch)
         tile_list, launch = _split_launches(batch.sequences, use_tiles)
         launch += range(needed.max_rows, total)
@@ -176,10 +155,7 @@ class RowsMetadata:
         rows[RowField.LAUNCH, : len(launch)] = launch
         if tile_list:
             tiles[:, : len(tile_list)] = np.array(tile_list, dtype=np.int32).T
-        used = self._head_words + len(batch.sequences) * self.capacity.max_pages
-        self._buffer[:used].copy_(staging.tensor[:used], non_blocking=True)
-        if staging.copied is not None:
-            staging.copied.record()
+        self._buffer.upload(self._head_words + len(batch.sequences) * self.capacity.max_pages)
 
     def _write_rows(
         self, rows: npt.NDArray[np.int32], page_table: npt.NDArray[np.int32], batch: PagedBatch

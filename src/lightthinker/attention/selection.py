@@ -26,9 +26,8 @@ def resolve_backend(name: str, device: torch.device) -> BackendName:
         ConfigError: The name is unknown, or Triton cannot run here.
     """
     if name not in BACKENDS:
-        raise ConfigError(
-            f"attention_backend is {name!r}; it must be one of {', '.join(BACKENDS)}."
-        )
+        allowed = ", ".join(BACKENDS)
+        raise ConfigError(f"attention_backend is {name!r}; it must be one of {allowed}.")
     if name == "auto":
         return "triton" if device.type == "cuda" and _has_triton() else "torch"
     if name == "torch":

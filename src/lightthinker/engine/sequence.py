@@ -196,7 +196,7 @@ class Sequence:
     def needs_known_tokens(self) -> bool:
         """Whether its next step cannot be prepared before its last token is known."""
         is_anllm = self.compression is not None and self.compression.method == "anllm"
-        return is_anllm or self.params.has_penalties
+        return is_anllm or self.params.has_penalties or self.params.policy is not None
 
     @property
     def known_ids(self) -> list[int]:
@@ -244,6 +244,12 @@ class Sequence:
         if config is None:
             return token_id, False
         return token_id, full_segment or (config.has_trigger and token_id == self.trigger_id)
+
+    def forget_unsettled(self) -> None:
+        """Take the last token out of the output, since its id will never be known."""
+        if self.unsettled is not None:
+            del self.sampled_ids[-1]
+            self.unsettled = None
 
     def _fills_segment(self) -> bool:
         config = self.compression

@@ -27,6 +27,11 @@ class LayerShape(NamedTuple):
     window: int | None = None
 
 
+def bytes_per_token(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:
+    """Return the bytes of keys and values that one token takes in all layers."""
+    return sum(s.num_kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
+
+
 class PagePool:
     """Keys and values of all layers, and the pages they live in.
 
@@ -65,9 +70,7 @@ class PagePool:
         self.values = [slots(s.num_kv_heads, s.value_dim) for s in shapes]
         self.token_index = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.scores: torch.Tensor | None = None
-        self.bytes_per_token = (
-            sum(s.num_kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
-        )
+        self.bytes_per_token = bytes_per_token(shapes, dtype)
         self._mover: SlotMover | None = None
         if kernels:
             from lightthinker.kvcache.triton_compact import SlotMover
@@ -97,8 +100,6 @@ class PagePool:
     ) -> None:
         """Copy slots `source` to slots `target` in every layer; the lists may overlap.
 
-        Scores stay: who evicts all heads alike keeps none.
-
         Args:
             source: Slots to read.
             target: Slots to write.
@@ -106,12 +107,14 @@ class PagePool:
                 sequences move different slots; within one, no move writes a slot that a later one
                 reads (tokens move down, in order). None: one group.
         """
+        tensors = [*self._scores, self.token_index, *self.keys, *self.values]
         if self._mover is not None:
             self._mover.move(source, target, group_sizes or [len(source)])
-            return
-        src, dst = self.index(source), self.index(target)
-        for tensor in (*self.keys, *self.values, self.token_index):
-            tensor[dst] = tensor[src]
+            tensors = self._scores
+        if tensors:
+            src, dst = self.index(source), self.index(target)
+            for tensor in tensors:
+                tensor[dst] = tensor[src]
 
     def move_heads(self, source_LHn: torch.Tensor, target: list[int]) -> None:
         """Copy to slots `target` what each layer and head has in slots of its own.

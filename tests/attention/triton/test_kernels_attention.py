@@ -11,6 +11,8 @@ import torch
 
 from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
 from lightthinker.attention.rows_metadata import RowsCapacity
+from lightthinker.attention.triton.rows_attention import rows_attention
+from lightthinker.attention.triton.store_kv import store_kv
 from lightthinker.attention.triton_backend import TritonBackend
 from lightthinker.testing.attention import (
     attention_case,
@@ -20,7 +22,7 @@ from lightthinker.testing.attention import (
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real thing")
 
-MIXED = [(37, 1), (90, 5), (9, 9), (45, 40)]
+MIXED = [(37, 1), (70, 5), (3, 3), (45, 34)]
 """Decode, gist-like, short prompt, and a chunk long enough for the tiled kernel."""
 
 
@@ -41,7 +43,7 @@ def relative_error(out, exact):
 
 @pytest.mark.parametrize("group", [1, 2, 6, 7, 8, 16])
 def test_any_number_of_query_heads_per_kv_head(group):
-    case = attention_case(MIXED, num_heads=2 * group, num_kv_heads=2, key_dim=16)
+    case = attention_case(MIXED, num_heads=group, num_kv_heads=1, key_dim=16)
     assert relative_error(*run(case, scaling=0.25)) < 1e-5
 
 
@@ -62,9 +64,32 @@ def test_head_sizes(dims):
 @pytest.mark.parametrize("settings", [{}, {"window": 11}, {"softcap": 1.5}])
 def test_pages_windows_and_softcap(page_size, settings):
     case = attention_case(
-        MIXED, num_heads=4, num_kv_heads=2, key_dim=16, page_size=page_size, seed=page_size
+        MIXED, num_heads=2, num_kv_heads=2, key_dim=16, page_size=page_size, seed=page_size
     )
     assert relative_error(*run(case, scaling=0.25, **settings)) < 1e-5
+
+
+@pytest.mark.parametrize("splits", [1, 4, 32])
+def test_any_number_of_splits(splits):
+    case = attention_case([(150, 1), (1, 1), (40, 2)], num_heads=6, num_kv_heads=2, key_dim=16)
+    metadata = TritonBackend(case.pool).metadata
+    metadata.fill(case.batch)
+    keys, values, index = case.pool.keys[0], case.pool.values[0], case.pool.token_index
+    store_kv(case.key, case.value, keys, values, index, metadata)
+    out = torch.full((4, 6, 16), float("nan"))
+    rows_attention(
+        case.query,
+        keys,
+        values,
+        index,
+        metadata,
+        out,
+        scaling=0.25,
+        softcap=None,
+        window=None,
+        splits=splits,
+    )
+    assert relative_error(out, dense_attention(case, scaling=0.25)) < 1e-5
 
 
 def test_window_and_softcap_together_with_large_scores():
@@ -82,9 +107,9 @@ def test_half_precision_stays_within_the_band_of_a_plain_reference(group):
 
 
 def test_rows_and_tiles_agree_with_each_other():
-    case = attention_case([(80, 70)], num_heads=4, num_kv_heads=2, key_dim=16)
+    case = attention_case([(80, 40)], num_heads=2, num_kv_heads=1, key_dim=16)
     tiled, exact = run(case, scaling=0.25)
-    backend = TritonBackend(case.pool, RowsCapacity(max_rows=70, max_sequences=1, max_pages=5))
+    backend = TritonBackend(case.pool, RowsCapacity(max_rows=40, max_sequences=1, max_pages=5))
     backend.metadata.fill(case.batch, use_tiles=False)
     by_row = backend.attend(
         0, case.query, case.key, case.value, scaling=0.25, softcap=None, window=None
@@ -126,8 +151,8 @@ def test_a_row_that_sees_nothing_gives_zeros():
     rows = [Row(0, 0, 0, 0), Row(5, 39, 5, 39), Row(0, 40, 0, 0)]
     batch = PagedBatch(
         [SequenceRows(rows, sequence.indices, sequence.pages, 40)],
-        case.batch.slot_mapping,
-        case.batch.token_index,
+        case.batch.slots,
+        case.batch.device,
     )
     out, _ = run(type(case)(case.pool, batch, case.query, case.key, case.value), scaling=0.25)
     assert torch.equal(out[:2], torch.zeros_like(out[:2]))
@@ -135,17 +160,13 @@ def test_a_row_that_sees_nothing_gives_zeros():
 
 
 def test_smaller_steps_in_the_same_buffers_leave_nothing_behind():
-    case = attention_case(MIXED, num_heads=2, num_kv_heads=1, key_dim=16)
+    case = attention_case([(20, 1), (30, 5), (40, 34)], num_heads=2, num_kv_heads=1, key_dim=16)
     backend = TritonBackend(case.pool)
     first = backend.metadata
-    for _ in range(4):
+    for _ in range(2):
         backend.prepare(case.batch)
         backend.attend(0, case.query, case.key, case.value, scaling=0.25, softcap=None, window=None)
-        small = PagedBatch(
-            case.batch.sequences[1:2],
-            case.batch.slot_mapping[1:6],
-            case.batch.token_index[1:6],
-        )
+        small = PagedBatch(case.batch.sequences[1:2], case.batch.slots[1:6], case.batch.device)
         part = type(case)(case.pool, small, case.query[1:6], case.key[1:6], case.value[1:6])
         backend.prepare(small)
         out = backend.attend(

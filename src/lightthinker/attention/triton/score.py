@@ -14,7 +14,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def tanh(x):
-    """tanh to float32 accuracy; the plain quotient cancels near 0, where most scores are."""
+    """Return tanh to float32 accuracy; the plain quotient cancels near 0, where most scores are."""
     decay = tl.exp(-2.0 * tl.abs(x))
     far = (1.0 - decay) / (1.0 + decay)
     far = tl.where(x < 0, -far, far)

@@ -5,9 +5,9 @@ A program computes up to `TILE_ROWS` consecutive rows of one sequence for one qu
 are applied to the scores. The loop runs from the smallest `lower` to the largest `upper` of the
 tile.
 
-Invariant: only positions below some row's `upper` are loaded. Those are live tokens of the sequence,
-all written by now, so freed or unused slots cannot reach the output. A row that sees nothing gets
-zeros. Shapes: as in `rows_attention`.
+Invariant: only positions below some row's `upper` are loaded. Those are live tokens of the
+sequence, all written by now, so freed or unused slots cannot reach the output. A row that sees
+nothing gets zeros. Shapes: as in `rows_attention`.
 """
 
 from __future__ import annotations
