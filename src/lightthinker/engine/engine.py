@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from lightthinker.attention.batch import PagedBatch
+from lightthinker.attention.observation import AttentionObserver
 from lightthinker.attention.selection import make_backend, resolve_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
@@ -82,6 +83,7 @@ class LLMEngine:
             kernels=backend == "triton",
         )
         self.backend = make_backend(backend, self.pool)
+        self.observer = AttentionObserver(self.pool)
         self.scheduler = Scheduler(
             self.pool,
             max_num_seqs=self.config.max_num_seqs,
@@ -255,9 +257,10 @@ class LLMEngine:
         self, plan: StepPlan, batch: PagedBatch, known: Samples | None
     ) -> tuple[Samples, torch.Tensor | None]:
         """Return a step's samples, and its logits if a request wants log-probabilities."""
+        backend = self.observer.watching(self.backend, batch)
         if self.graphs is not None and self.graphs.fits(plan, batch):
             return self.graphs.run(plan, batch, known), None
-        logits = self.runner.run(self.backend, batch, plan, known)
+        logits = self.runner.run(backend, batch, plan, known)
         if not plan.sampling:
             return [], None
         on_host = any(s.params.has_penalties for s in plan.sampling)

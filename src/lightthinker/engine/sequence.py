@@ -98,9 +98,13 @@ class Sequence:
 
     @property
     def has_plain_prompt(self) -> bool:
-        """Whether no prompt token ever expires, so that its pages may be shared."""
-        compresses_prompt = self.compression and self.compression.prompt_chunk_tokens
-        return not compresses_prompt and self.params.policy is None
+        """Whether no prompt token ever expires, so that its pages may be shared.
+
+        A cache policy may evict them, and must have seen them forwarded.
+        """
+        if self.params.policy is not None:
+            return False
+        return self.compression is None or self.compression.prompt_chunk_tokens is None
 
     def adopt(self, num_tokens: int) -> None:
         """Note that the pool already holds the first `num_tokens` prompt tokens."""
