@@ -20,8 +20,9 @@ from lightthinker.evals.benchmarks import HELD_OUT_SEEDS, EvalProblem, load_benc
 from lightthinker.evals.controls import gists_swapped
 from lightthinker.evals.evaluate import EvalSettings, evaluate
 from lightthinker.evals.kv_curve import KVCurve
+from lightthinker.evals.methods import METHODS, find_methods
 from lightthinker.evals.records import SampleRecord
-from lightthinker.evals.runner import METHODS, find_methods, run_method, run_methods
+from lightthinker.evals.runner import run_method, run_methods
 from lightthinker.tasks import generate
 from lightthinker.testing.models import tiny_checkpoint
 from lightthinker.testing.scripted import TraceSampler
@@ -204,7 +205,7 @@ class LogitsOf:
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
         for row, sequence in zip(logits, sequences, strict=True):
-            if sequence.request_id == self.request_id:
+            if sequence.request_id.partition("#")[0] == self.request_id:
                 self.logits.append(row.clone())
         return [50 + len(s.sampled_ids) % 7 for s in sequences]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightthinker.evals.records import SampleRecord
-from lightthinker.evals.results import Comparison
+from lightthinker.evals.summaries import Comparison
 from lightthinker.evals.tables import count, label, percent
 
 Scale = Callable[[float], float]

@@ -26,7 +26,8 @@ from lightthinker.evals.records import (
     samples_path,
     write_text,
 )
-from lightthinker.evals.results import FULL_COT, LIGHTTHINKER, Comparison, EvalResults, read_results
+from lightthinker.evals.results import EvalResults, read_results
+from lightthinker.evals.summaries import FULL_COT, LIGHTTHINKER, Comparison
 
 SAMPLES_PER_FAMILY = 6
 MOST_DISAGREEMENTS = 20

@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightthinker.evals.results import FULL_COT, Comparison, MethodSummary
+from lightthinker.evals.summaries import FULL_COT, Comparison, MethodSummary
 
 LABELS = {FULL_COT: "full CoT", "lightthinker": "LightThinker"}
 
