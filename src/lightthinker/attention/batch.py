@@ -8,9 +8,12 @@ continue tokens are all rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+
+Grouping = Literal["sum", "mean", "max_logit"]
+"""How the query heads of a KV head become one: see `engine.policy.Observation`."""
 
 
 class Row(NamedTuple):
@@ -22,6 +25,18 @@ class Row(NamedTuple):
     excl_hi: int
 
 
+class ObservedRows(NamedTuple):
+    """Rows `first <= i < stop` of a sequence's step, whose attention a cache policy observes.
+
+    They count attention to the live tokens below `upper` only.
+    """
+
+    first: int
+    stop: int
+    grouping: Grouping
+    upper: int = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class SequenceRows:
     """The rows of one sequence in this step, and the pages that hold its live tokens.
@@ -31,12 +46,14 @@ class SequenceRows:
         indices: Original token index of each row.
         pages: Page numbers, in order.
         num_live: Live tokens once these rows are written.
+        observed: Rows whose attention must be summed up, if any.
     """
 
     rows: list[Row]
     indices: list[int]
     pages: list[int]
     num_live: int
+    observed: ObservedRows | None = None
 
 
 @dataclass(frozen=True)

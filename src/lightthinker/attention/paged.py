@@ -64,7 +64,9 @@ class ShapeProbe:
         window: int | None,
     ) -> torch.Tensor:
         """Note the shapes; the result is all zeros."""
-        self.shapes[layer] = LayerShape(key_THD.shape[1], key_THD.shape[2], value_THD.shape[2])
+        self.shapes[layer] = LayerShape(
+            key_THD.shape[1], key_THD.shape[2], value_THD.shape[2], window
+        )
         return query_THD.new_zeros(*query_THD.shape[:2], value_THD.shape[2])
 
 

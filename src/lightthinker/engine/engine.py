@@ -18,6 +18,7 @@ from lightthinker.attention.batch import SequenceRows
 from lightthinker.attention.torch_backend import TorchBackend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.detokenizer import Detokenizer
+from lightthinker.engine.eviction import check_policy, evict, observed_rows
 from lightthinker.engine.outputs import (
     RequestOutput,
     ThoughtStats,
@@ -95,8 +96,9 @@ class LLMEngine:
         self.max_model_len = int(getattr(text_config, "max_position_embeddings", None) or 2**31 - 1)
         self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
         size = self.config.page_size
+        self.shapes = self.runner.probe()
         self.pool = PagePool(
-            self.runner.probe(),
+            self.shapes,
             num_pages=max(1, self.config.num_kv_tokens // size),
             page_size=size,
             dtype=self.runner.dtype,
@@ -131,8 +133,8 @@ class LLMEngine:
             stream: Whether `step` reports it at every step or only when it is finished.
 
         Raises:
-            RequestError: The prompt is empty or too long, or compression is asked of a checkpoint
-                without it.
+            RequestError: The prompt is empty or too long, compression is asked of a checkpoint
+                without it, or the cache policy cannot serve this prompt or model.
         """
         params = params or SamplingParams()
         if request_id in self._requests:
@@ -148,6 +150,10 @@ class LLMEngine:
                 f"The prompt has token ids outside the model's vocabulary of {self.vocab_size}."
             )
         compression = self._request_compression(params)
+        if params.policy is not None:
+            check_policy(params.policy, len(prompt_ids), self.shapes)
+            if params.policy.observation is not None:
+                self.pool.keep_scores()
         sequences = [
             self._sequence(request_id, i, prompt_ids, params, compression) for i in range(params.n)
         ]
@@ -218,7 +224,8 @@ class LLMEngine:
             num_live = len(sequence.live) + num_tokens
             slots += self.scheduler.slots(sequence, range(len(sequence.live), num_live))
             indices = list(range(begin, begin + num_tokens))
-            rows.append(SequenceRows(step_rows, indices, list(sequence.pages), num_live))
+            observed = observed_rows(sequence, num_tokens)
+            rows.append(SequenceRows(step_rows, indices, list(sequence.pages), num_live, observed))
             token_ids += sequence.token_ids[begin : begin + num_tokens]
             positions += sequence.builder.position[begin : begin + num_tokens]
             sequence.forwarded(num_tokens)
@@ -227,6 +234,7 @@ class LLMEngine:
                 sampling.append(sequence)
         batch = paged_batch(rows, slots, self.runner.device)
         logits = self.runner.run(self.backend, batch, token_ids, positions, wanted or [0])
+        evict((s.sequence for s in scheduled), self.pool, self.scheduler, self.tokenizer)
         if sampling:
             for sequence, token in zip(
                 sampling, self.sampler.sample(logits, sampling), strict=True
@@ -323,7 +331,8 @@ class LLMEngine:
             raise RequestError(
                 "This checkpoint has no compression settings; ask with compression=False."
             )
-        return None if params.compression is False else available
+        off = params.compression is False or params.policy is not None
+        return None if off else available
 
     def _sequence(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightthinker.engine.policy import CachePolicy
 from lightthinker.errors import RequestError
 
 
@@ -24,6 +25,7 @@ class SamplingParams:
         ignore_eos: Go on after the end-of-sequence token.
         compression: Whether triggers compress. None: whatever the checkpoint was trained for.
         max_thought_tokens: Force the trigger once a thought has this many tokens.
+        policy: Bound the KV cache by eviction; nothing is compressed then.
     """
 
     n: int = 1
@@ -37,6 +39,7 @@ class SamplingParams:
     ignore_eos: bool = False
     compression: bool | None = None
     max_thought_tokens: int | None = None
+    policy: CachePolicy | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -48,6 +51,11 @@ class SamplingParams:
         _check(self.top_k >= -1, "top_k", self.top_k, "at least 1, or 0 or -1 for all")
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         _check("" not in stop, "stop", self.stop, "non-empty strings")
+        if self.policy is not None and self.compression:
+            raise RequestError(
+                f"Policy {self.policy.name!r} and compression cannot be combined; "
+                "drop the policy, or ask with compression=False."
+            )
         if self.max_thought_tokens is not None:
             _check(
                 self.max_thought_tokens >= 1,

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from lightthinker.engine.sequence import Sequence, Status
 from lightthinker.kvcache.pool import PagePool
 
@@ -87,6 +89,27 @@ class Scheduler:
             self._release(sequence, keep=self._pages_for(len(kept)))
         if source:
             self.pool.move(source, target)
+        self.pool.clear(vacated)
+
+    def compact_heads(self, kept: Iterable[tuple[Sequence, torch.Tensor]]) -> None:
+        """Free, head by head, all but the positions int64 [L, H, n] that sequences keep.
+
+        The n kept tokens of each head move to the first n slots; the pages left over go back.
+        """
+        source: list[torch.Tensor] = []
+        target: list[int] = []
+        vacated: list[int] = []
+        for sequence, keep_LHn in kept:
+            num_live, num_kept = len(sequence.live), keep_LHn.shape[-1]
+            slots = self.slots(sequence, range(num_live))
+            source.append(self.pool.index(slots)[keep_LHn])
+            target += slots[:num_kept]
+            vacated += slots[num_kept:]
+            sequence.drop(range(num_live - num_kept))
+            sequence.keep(list(range(num_live - num_kept, num_live)))
+            self._release(sequence, keep=self._pages_for(num_kept))
+        if source:
+            self.pool.move_heads(torch.cat(source, dim=-1), target)
         self.pool.clear(vacated)
 
     def finish(self, sequence: Sequence, reason: str) -> None:

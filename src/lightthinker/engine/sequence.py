@@ -2,13 +2,13 @@
 
 The layout is written by the same `LayoutBuilder` that encodes training data; what to free and what
 each row sees is read off it. Invariant: `live` lists, in slot order, the indices of exactly the
-tokens whose KV is in the pool.
+tokens whose KV is in the pool. (Under a policy that evicts per head, stand-ins: see eviction.py.)
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -134,6 +134,10 @@ class Sequence:
         if self.builder.next_expiry > now:
             return []
         return [i for i, k in enumerate(self.live) if expires[k] <= now]
+
+    def drop(self, positions: Iterable[int]) -> None:
+        """Let live tokens expire, given their positions in `live`: a cache policy evicts them."""
+        self.builder.drop(self.live[i] for i in positions)
 
     def keep(self, positions: list[int]) -> None:
         """Forget all live tokens but those at these positions in `live`."""
