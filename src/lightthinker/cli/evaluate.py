@@ -28,6 +28,7 @@ def evaluate(
     swap_gists: bool = False,
     max_tokens: int = 4096,
     temperature: float = 0.0,
+    match_to: Path | None = None,
     output: Path | None = None,
     samples: bool = False,
     report: bool = False,
@@ -48,8 +49,10 @@ def evaluate(
     Args:
         model: Checkpoint folder or hub name; `demo` is the bundled model.
         tasks: Comma-separated: a task family, `tasks` for all of them evenly, `gsm8k`.
-        methods: Comma-separated: full_cot, lightthinker, gists_blanked. By default full_cot,
-            and lightthinker if the checkpoint compresses.
+        methods: Comma-separated, with options after a colon: full_cot, lightthinker,
+            h2o:budget=256, random:match=mean, ... (match: the budget is LightThinker's mean or
+            peak live tokens on the same task). By default full_cot, and lightthinker if the
+            checkpoint compresses.
         num_problems: Problems of each task; by default 1000 generated ones or the whole file.
         limit: Only the first problems of each task, for a quick look.
         num_samples: Samples of each problem, for pass@k and maj@k; needs a temperature.
@@ -59,6 +62,7 @@ def evaluate(
         swap_gists: Also run the control that replaces each problem's gists by another's.
         max_tokens: Most tokens to sample per problem.
         temperature: 0 is greedy.
+        match_to: Results file whose LightThinker sets matched budgets, in place of this run's.
         output: JSON file for the results; without it they are only printed.
         samples: Also write every sample, as JSON lines beside the results.
         report: Also write samples and the HTML report beside the results.
@@ -80,13 +84,17 @@ def evaluate(
     from lightthinker.demo.loading import model_path, open_llm
     from lightthinker.errors import ConfigError
     from lightthinker.evals import tables
-    from lightthinker.evals.evaluate import EvalSettings, Evaluation
+    from lightthinker.evals.evaluate import Evaluation
+    from lightthinker.evals.settings import EvalSettings
     from lightthinker.evals.shards import Shard
+    from lightthinker.policies.methods import split_methods
 
     settings = EvalSettings(
-        tasks=_names(tasks), methods=_names(methods), num_problems=num_problems, limit=limit,
+        tasks=_names(tasks), methods=tuple(split_methods(methods or "")),
+        num_problems=num_problems, limit=limit,
         num_samples=num_samples, seed=seed, difficulty=difficulty, data=data,
         swap_gists=swap_gists, max_tokens=max_tokens, temperature=temperature,
+        match_to=match_to,
     )  # fmt: skip
     part = Shard(index=shard or 0, count=num_shards)
     if (shard is not None or devices is not None or num_shards > 1) and output is None:
@@ -110,7 +118,14 @@ def evaluate(
         evaluation.run_on(_names(devices), options)
     records = evaluation.run(part)
     if shard is not None:
-        print(f"Shard {shard} of {num_shards} is done; without --shard, the results are written.")
+        missing = evaluation.num_missing(part, records)
+        end = (
+            "is done; the same command without --num-shards and --shard writes the results."
+            if not missing
+            else f"has {missing} samples whose budgets wait for LightThinker on the other shards; "
+            "run the same command again when those are done."
+        )
+        print(f"Shard {shard} of {num_shards} {end}")
         return
     results, records = evaluation.results(records)
     console = Console()

@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lightthinker.engine.sampling_params import SamplingParams
-from lightthinker.errors import ConfigError
-from lightthinker.evals.benchmarks import ALL_FAMILIES, GSM8K, EvalProblem, load_benchmark
+from lightthinker.evals.benchmarks import EvalProblem
 from lightthinker.evals.controls import gists_swapped
 from lightthinker.evals.journal import (
     JournalWriter,
@@ -29,7 +27,13 @@ from lightthinker.evals.journal import (
     open_journal,
     read_journal,
 )
-from lightthinker.evals.methods import find_methods
+from lightthinker.evals.methods import (
+    Method,
+    Targets,
+    find_methods,
+    targets_from_records,
+    targets_from_results,
+)
 from lightthinker.evals.provenance import (
     device_name,
     git_commit,
@@ -37,93 +41,16 @@ from lightthinker.evals.provenance import (
     package_versions,
 )
 from lightthinker.evals.records import SampleRecord
-from lightthinker.evals.results import EvalResults, RunInfo
+from lightthinker.evals.results import EvalResults, RunInfo, read_results
 from lightthinker.evals.runner import OnRecord, run_methods
+from lightthinker.evals.settings import EvalSettings
 from lightthinker.evals.shards import Shard, merge, run_processes
+from lightthinker.evals.summaries import is_lightthinker
 
 if TYPE_CHECKING:
     from lightthinker.engine.llm import LLM
 
 ALONE = Shard()
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalSettings:
-    """What is asked of a model.
-
-    Attributes:
-        tasks: Benchmark names.
-        methods: Method names; empty: full CoT, and LightThinker if the checkpoint compresses.
-        num_problems: Problems of each task; None: 1000 generated ones, or the whole file.
-        limit: Only the first problems of each task, for a quick look.
-        num_samples: Samples of each problem, for pass@k and maj@k.
-        seed: Of generated problems, and of sampling.
-        difficulty: Of generated problems.
-        data: Local JSONL file for GSM8K.
-        swap_gists: Also run the control `gists_swapped`.
-        max_tokens: Most tokens sampled per problem.
-        temperature: 0 is greedy.
-    """
-
-    tasks: tuple[str, ...] = (ALL_FAMILIES,)
-    methods: tuple[str, ...] = ()
-    num_problems: int | None = None
-    limit: int | None = None
-    num_samples: int = 1
-    seed: int = 0
-    difficulty: str = "standard"
-    data: Path | None = None
-    swap_gists: bool = False
-    max_tokens: int = 4096
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        if len(set(self.tasks)) != len(self.tasks) or not self.tasks:
-            raise ConfigError(f"tasks is {', '.join(self.tasks)!r}; name each task once.")
-        if self.data is not None and GSM8K not in self.tasks:
-            raise ConfigError(f"data is a file for {GSM8K}, which is not among the tasks.")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit is {self.limit}; it must be at least 1.")
-        if self.num_samples < 1:
-            raise ConfigError(f"num_samples is {self.num_samples}; it must be at least 1.")
-        if self.num_samples > 1 and not self.temperature:
-            raise ConfigError(
-                f"num_samples is {self.num_samples} at temperature 0, where all samples are equal; "
-                "set a temperature, e.g. --temperature 0.6."
-            )
-        find_methods(self.methods)
-
-    @property
-    def sampling(self) -> SamplingParams:
-        """How samples are drawn; the compression switch is the method's."""
-        seed = self.seed if self.temperature else None
-        return SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
-
-    def problems(self) -> list[EvalProblem]:
-        """Load every task's problems."""
-        given = [count for count in (self.num_problems, self.limit) if count is not None]
-        return [
-            problem
-            for name in self.tasks
-            for problem in load_benchmark(
-                name, num_problems=min(given, default=None), seed=self.seed,
-                difficulty=self.difficulty, path=self.data if name == GSM8K else None,
-            )
-        ]  # fmt: skip
-
-    def describe(self) -> dict[str, Any]:
-        """Return the benchmark's name and settings for the record."""
-        generated = any(name != GSM8K for name in self.tasks)
-        return {
-            "name": ",".join(self.tasks),
-            **({"difficulty": self.difficulty} if generated else {}),
-            **({"limit": self.limit} if self.limit is not None else {}),
-        }
-
-    def describe_sampling(self) -> dict[str, Any]:
-        """Return how samples are drawn for the record."""
-        several = {"num_samples": self.num_samples} if self.num_samples > 1 else {}
-        return {"max_tokens": self.max_tokens, "temperature": self.temperature, **several}
 
 
 @dataclass(kw_only=True)
@@ -206,7 +133,7 @@ class Evaluation:
         check_idle(self.journal, num_shards=shard.count)
         with JournalWriter(self.journal, shard=shard.index, num_shards=shard.count) as journal:
             done = read_journal(self.journal)
-            if self._is_complete(problems, done):
+            if not self.num_missing(shard, done):
                 return done
 
             def keep(record: SampleRecord) -> None:
@@ -215,6 +142,14 @@ class Evaluation:
 
             journal.note_device(device_name(self.llm))
             return self._run_missing(problems, done, keep)
+
+    def num_missing(self, shard: Shard, records: Iterable[SampleRecord]) -> int:
+        """Return how many of a shard's samples wait for what other shards have yet to run."""
+        found = {record.key for record in records}
+        names = [method.name for method in find_methods(self._names())]
+        problems, samples = shard.problems(self.problems), range(self.settings.num_samples)
+        keys = ((m, p.id, s) for m in names for p in problems for s in samples)
+        return sum(key not in found for key in keys)
 
     def run_on(self, devices: Sequence[str], options: Mapping[str, Any]) -> None:
         """Run everything, one process per device.
@@ -227,16 +162,17 @@ class Evaluation:
             DataError: A process failed.
         """
         assert self.journal is not None, "shards meet in the journal"
-        run_processes(
-            shard_worker,
-            [
-                (
-                    str(self.model), {**options, "device": device}, self.settings, self.journal,
-                    Shard(index=index, count=len(devices)),
-                )
-                for index, device in enumerate(devices)
-            ],
-        )  # fmt: skip
+        jobs = [
+            (
+                str(self.model), {**options, "device": device}, self.settings, self.journal,
+                Shard(index=index, count=len(devices)),
+            )
+            for index, device in enumerate(devices)
+        ]  # fmt: skip
+        run_processes(shard_worker, jobs)
+        if self.settings.match_to is None and any(m.match for m in find_methods(self._names())):
+            # Budgets are known once every shard has run LightThinker.
+            run_processes(shard_worker, jobs)
 
     def results(self, records: Iterable[SampleRecord]) -> tuple[EvalResults, list[SampleRecord]]:
         """Put the records together and run the controls.
@@ -244,9 +180,10 @@ class Evaluation:
         Raises:
             DataError: Records are missing.
         """
-        found = list(records)
-        names = self._method_names(found)
-        ordered = merge(found, self.problems, names, self.settings.num_samples)
+        methods = find_methods(self._names())
+        ordered = merge(
+            records, self.problems, [method.name for method in methods], self.settings.num_samples
+        )
         controls = {}
         if self.settings.swap_gists:
             controls["gists_swapped"] = gists_swapped(
@@ -256,7 +193,9 @@ class Evaluation:
             benchmark=self.settings.describe(),
             model={"name": Path(self.model).name, **self.digests},
             device=self._device(), seed=self.settings.seed, command=self.command,
-            sampling=self.settings.describe_sampling(), git_commit=git_commit(),
+            sampling=self.settings.describe_sampling(),
+            method_settings={method.name: method.describe() for method in methods},
+            git_commit=git_commit(),
         )  # fmt: skip
         return EvalResults.from_records(ordered, info, controls), ordered
 
@@ -266,28 +205,44 @@ class Evaluation:
         done: Sequence[SampleRecord],
         on_record: OnRecord,
     ) -> list[SampleRecord]:
-        methods = find_methods(self.settings.methods or default_methods(self.llm))
+        methods = find_methods(self._names())
+        plain = [method for method in methods if method.match is None]
+        matched = [method for method in methods if method.match is not None]
+        records = self._run_methods(problems, plain, done, on_record, {})
+        if not matched:
+            return records
+        targets = self._targets(records)
+        if targets is None:
+            return records
+        return records + self._run_methods(problems, matched, done, on_record, targets)
+
+    def _run_methods(
+        self,
+        problems: Sequence[EvalProblem],
+        methods: Sequence[Method],
+        done: Sequence[SampleRecord],
+        on_record: OnRecord,
+        targets: Targets,
+    ) -> list[SampleRecord]:
         return run_methods(
             self.llm, problems, methods, self.settings.sampling,
-            num_samples=self.settings.num_samples, done={r.key: r for r in done},
-            on_record=on_record, console=self.console,
+            num_samples=self.settings.num_samples, targets=targets,
+            done={r.key: r for r in done}, on_record=on_record, console=self.console,
         )  # fmt: skip
 
-    def _is_complete(
-        self, problems: Sequence[EvalProblem], records: Sequence[SampleRecord]
-    ) -> bool:
-        found = {record.key for record in records}
-        names = self._method_names(records)
-        samples = range(self.settings.num_samples)
-        return bool(names) and all(
-            (name, problem.id, sample) in found
-            for name in names for problem in problems for sample in samples
-        )  # fmt: skip
+    def _targets(self, records: Sequence[SampleRecord]) -> Targets | None:
+        """Return what LightThinker held on all problems; None while other shards are at it."""
+        if self.settings.match_to is not None:
+            return targets_from_results(read_results(self.settings.match_to))
+        everyone = records if self.journal is None else read_journal(self.journal)
+        light = next(name for name in self._names() if is_lightthinker(name))
+        found = [record for record in everyone if record.method == light]
+        if len(found) < len(self.problems) * self.settings.num_samples:
+            return None
+        return targets_from_records(found)
 
-    def _method_names(self, records: Sequence[SampleRecord]) -> list[str]:
-        if self.settings.methods:
-            return [method.name for method in find_methods(self.settings.methods)]
-        return list(default_methods(self.llm))
+    def _names(self) -> tuple[str, ...]:
+        return self.settings.methods or default_methods(self.llm)
 
     def _device(self) -> str:
         names = device_names(self.journal) if self.journal else []

@@ -21,7 +21,7 @@ from rich.console import Console
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.evals.benchmarks import EvalProblem
 from lightthinker.evals.kv_curve import KVCurve
-from lightthinker.evals.methods import Method
+from lightthinker.evals.methods import Method, Targets
 from lightthinker.evals.progress import EvalProgress
 from lightthinker.evals.records import SampleRecord, role_runs
 
@@ -42,6 +42,7 @@ def run_method(
     sampling: SamplingParams,
     *,
     num_samples: int = 1,
+    targets: Targets | None = None,
     done: Mapping[Key, SampleRecord] | None = None,
     on_record: OnRecord | None = None,
 ) -> list[SampleRecord]:
@@ -54,6 +55,7 @@ def run_method(
         sampling: Sampling parameters; `compression` is set by the method, and a seed is made into
             one for each sample.
         num_samples: Samples of each problem.
+        targets: What LightThinker held, for a method whose budget is matched to it.
         done: Records that exist already, by key; they are not run again.
         on_record: Called with each new record as soon as its sample is finished and graded.
 
@@ -65,7 +67,7 @@ def run_method(
     by_id = {problem.id: problem for problem in problems}
     missing = [(by_id[key[1]], key[2]) for key in keys if key not in records]
     if missing:
-        with closing(_Run(llm, method, sampling, missing).records()) as finished:
+        with closing(_Run(llm, method, sampling, missing, targets or {}).records()) as finished:
             for record in finished:
                 records[record.key] = record
                 if on_record:
@@ -80,6 +82,7 @@ def run_methods(
     sampling: SamplingParams,
     *,
     num_samples: int = 1,
+    targets: Targets | None = None,
     done: Mapping[Key, SampleRecord] | None = None,
     on_record: OnRecord | None = None,
     console: Console | None = None,
@@ -92,6 +95,7 @@ def run_methods(
         methods: How to run it.
         sampling: As for `run_method`.
         num_samples: As for `run_method`.
+        targets: As for `run_method`.
         done: As for `run_method`.
         on_record: As for `run_method`.
         console: For progress.
@@ -101,7 +105,7 @@ def run_methods(
     """
     done = done or {}
     for method in methods:
-        check_requests(llm, problems, method, sampling)
+        check_requests(llm, problems, method, sampling, targets or {})
     records: list[SampleRecord] = []
     with EvalProgress(console) as progress:
         for method in methods:
@@ -116,14 +120,19 @@ def run_methods(
                 progress.advance(record)
 
             records += run_method(
-                llm, problems, method, sampling, num_samples=num_samples, done=done,
+                llm, problems, method, sampling, num_samples=num_samples, targets=targets,
+                done=done,
                 on_record=finished,
             )  # fmt: skip
     return records
 
 
 def check_requests(
-    llm: LLM, problems: Sequence[EvalProblem], method: Method, sampling: SamplingParams
+    llm: LLM,
+    problems: Sequence[EvalProblem],
+    method: Method,
+    sampling: SamplingParams,
+    targets: Targets,
 ) -> None:
     """Refuse what the engine would refuse, before hours of work: too long a prompt, and so on.
 
@@ -131,12 +140,14 @@ def check_requests(
         LightThinkerError: The engine's own.
     """
     method.check(llm)
-    if method.changes:
-        return  # Its prompts are those of the method without changes.
+    if method.has_own_engine:
+        return  # Its prompts are those of the method whose settings it changes.
     for problem in problems:
-        llm.engine.add_request(
-            problem.id, llm.prompt_ids(problem.messages), method.params(sampling), stream=False
+        prompt = llm.prompt_ids(problem.messages)
+        params = method.params(
+            sampling, family=problem.family, num_prompt_tokens=len(prompt), targets=targets
         )
+        llm.engine.add_request(problem.id, prompt, params, stream=False)
         llm.engine.abort_request(problem.id)
 
 
@@ -170,8 +181,9 @@ class _Run:
         method: Method,
         sampling: SamplingParams,
         work: Sequence[tuple[EvalProblem, int]],
+        targets: Targets,
     ):
-        self.llm, self.method, self.sampling = llm, method, sampling
+        self.llm, self.method, self.sampling, self.targets = llm, method, sampling, targets
         self.engine = method.engine(llm)
         self.waiting = list(reversed(work))
         self.watches: dict[str, _Watch] = {}
@@ -179,7 +191,7 @@ class _Run:
     def records(self) -> Generator[SampleRecord]:
         """Run everything; yields records as samples end, and leaves nothing in the engine."""
         engine = self.engine
-        _warm_up(engine, self._prompt(self.waiting[-1][0]), self.method.params(self.sampling))
+        _warm_up(engine, *self._request(self.waiting[-1][0]))
         try:
             while self.waiting or self.watches:
                 self._feed()
@@ -194,6 +206,7 @@ class _Run:
                     self.watches[sequence.request_id].observe()
                 for output in outputs:
                     watch = self.watches.pop(output.request_id)
+                    watch.observe()
                     yield _record(self.llm, self.method, output.outputs[0], watch)
         finally:
             for name in self.watches:
@@ -203,30 +216,36 @@ class _Run:
         while self.waiting and len(self.watches) < self.engine.config.max_num_seqs:
             problem, sample = self.waiting.pop()
             name = f"{problem.id}#{sample}"
-            params = self.method.params(self.sampling)
+            prompt, params = self._request(problem)
             if params.seed is not None:
                 seed = sample_seed(params.seed, problem.id, sample)
                 params = dataclasses.replace(params, seed=seed)
-            self.engine.add_request(name, self._prompt(problem), params, stream=False)
+            self.engine.add_request(name, prompt, params, stream=False)
             sequence = self.engine.scheduler.waiting[-1]
             assert sequence.request_id == name
             curve = KVCurve(len(sequence.prompt_ids))
             self.watches[name] = _Watch(problem, sample, sequence, curve)
 
-    def _prompt(self, problem: EvalProblem) -> list[int]:
-        return self.llm.prompt_ids(problem.messages)
+    def _request(self, problem: EvalProblem) -> tuple[list[int], SamplingParams]:
+        prompt = self.llm.prompt_ids(problem.messages)
+        params = self.method.params(
+            self.sampling, family=problem.family, num_prompt_tokens=len(prompt),
+            targets=self.targets,
+        )  # fmt: skip
+        return prompt, params
 
 
 def _record(llm: LLM, method: Method, output: CompletionOutput, watch: _Watch) -> SampleRecord:
     stats, problem = output.stats, watch.problem
     assert stats is not None, "a finished request has its costs"
-    layout = watch.sequence.builder.build()
+    layout, policy = watch.sequence.builder.build(), watch.sequence.params.policy
     num_visible = int(layout.is_output.sum())
     return SampleRecord(
         problem_id=problem.id,
         family=problem.family,
         method=method.name,
         sample=watch.sample,
+        budget=policy.limit(len(layout), stats.num_prompt_tokens) if policy else None,
         question=problem.question,
         reference=problem.reference,
         answer=final_answer(llm, output),

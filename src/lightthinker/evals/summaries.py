@@ -27,6 +27,8 @@ from lightthinker.evals.statistics import (
 FULL_COT = "full_cot"
 LIGHTTHINKER = "lightthinker"
 
+LIGHTTHINKER_NAMES = (LIGHTTHINKER, "lightthinker_thought", "lightthinker_token")
+
 Bounds = tuple[float, float]
 
 MEASURES: dict[str, Callable[[SampleRecord], float]] = {
@@ -237,9 +239,14 @@ class Comparison:
             num_problems=len(chances),
             methods=methods,
             chance=fmean(known) if len(known) == len(chances) else None,
-            paired=against.get(LIGHTTHINKER),
+            paired=next((pair for name, pair in against.items() if is_lightthinker(name)), None),
             against_full_cot={name: pair for name, pair in against.items() if pair is not None},
         )
+
+
+def is_lightthinker(method: str) -> bool:
+    """Whether a method, as written in results, is LightThinker and not a rival or a control."""
+    return method.partition(":")[0] in LIGHTTHINKER_NAMES
 
 
 def _verdict(samples: Sequence[SampleRecord]) -> bool:
