@@ -1,34 +1,20 @@
-"""Benchmarks: which problems, from which seeds, and whether their graders judge."""
+"""Generated benchmarks: which problems, from which seeds, and whether their graders judge."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from lightthinker.compression import CompressionConfig
 from lightthinker.encode import Encoder
-from lightthinker.errors import ConfigError, DataError
-from lightthinker.evals import benchmarks
-from lightthinker.evals.benchmarks import HELD_OUT_SEEDS, load_benchmark
+from lightthinker.errors import ConfigError
+from lightthinker.evals.benchmarks import HELD_OUT_SEEDS, SEED_STRIDE, families, load_benchmark
 from lightthinker.tasks import FAMILIES, generate
 from lightthinker.tokens import resolve_tokens
 from lightthinker.train.datasets import TaskRows
 from lightthinker.train.recipe import TaskSource
 from lightthinker.train.task_tokenizer import build_task_tokenizer
-
-
-def write_jsonl(path: Path, rows: list[object]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-GSM8K_ROWS: list[object] = [
-    {"question": "How many?", "answer": "16 - 3 = <<16-3=13>>13\n#### 13"},
-    {"question": "How much?", "answer": "A thousand.\n#### 1,000"},
-]
 
 
 def test_tasks_takes_all_families_evenly() -> None:
@@ -56,14 +42,14 @@ def test_the_grader_wants_the_right_answer(family: str) -> None:
 
 def test_seeds_are_held_out_and_disjoint(monkeypatch: pytest.MonkeyPatch) -> None:
     used: dict[int, set[int]] = {}
-    for seed in (0, 1, benchmarks.SEED_STRIDE - 1):
+    for seed in (0, 1, SEED_STRIDE - 1):
         drawn: set[int] = set()
 
         def recording(family: str, *, seed: int, difficulty: str, drawn: set[int] = drawn):  # type: ignore[no-untyped-def]
             drawn.add(seed)
             return generate(family, seed=seed, difficulty=difficulty)
 
-        monkeypatch.setattr(benchmarks, "generate", recording)
+        monkeypatch.setattr(families, "generate", recording)
         load_benchmark("programs", num_problems=20, seed=seed, difficulty="tiny")
         used[seed] = drawn
 
@@ -86,51 +72,6 @@ def test_no_held_out_problem_is_trained_on() -> None:
     assert not [question for question in questions if question in trained]
 
 
-def test_gsm8k_from_a_local_file(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "test.jsonl", GSM8K_ROWS)
-    path.write_text("\n" + path.read_text())
-
-    first, second = load_benchmark("gsm8k", path=path)
-
-    assert (first.family, first.reference, second.reference) == ("gsm8k", "13", "1,000")
-    assert first.messages == ({"role": "user", "content": "How many?"},)
-    assert first.grade("16 - 3 = 13, so the answer is 13.")
-    assert not first.grade("13 - 3 = 10. The answer is 10.")
-    assert second.grade("#### 1000")
-    assert len(load_benchmark("gsm8k", path=path, num_problems=1)) == 1
-
-
-def test_gsm8k_has_all_its_test_questions(shared_data: Path) -> None:
-    problems = load_benchmark("gsm8k", path=shared_data / "gsm8k" / "test.jsonl")
-
-    assert len(problems) == 1319
-    assert all(problem.grade(f"#### {problem.reference}") for problem in problems)
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([GSM8K_ROWS[0], {"question": "x"}], "row 2: not a GSM8K row"),
-        ([{"question": "x", "answer": "no mark"}], "row 1: not a GSM8K row"),
-        ([["a", "list"]], "row 1"),
-        ([], "no problems"),
-    ],
-)
-def test_bad_gsm8k_rows_are_named(tmp_path: Path, rows: list[object], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        load_benchmark("gsm8k", path=write_jsonl(tmp_path / "bad.jsonl", rows))
-
-
-def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere"):
-        load_benchmark("gsm8k", path=tmp_path / "nowhere.jsonl")
-
-
-def test_without_the_hub_the_error_names_the_way_out() -> None:
-    with pytest.raises(DataError, match=r"openai/gsm8k.*--data|datasets.*--data"):
-        load_benchmark("gsm8k")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -138,7 +79,8 @@ def test_without_the_hub_the_error_names_the_way_out() -> None:
         ({"name": "programs", "difficulty": "standart"}, "Did you mean 'standard'"),
         ({"name": "programs", "num_problems": 0}, "at least 1"),
         ({"name": "programs", "seed": -1}, "seed is -1"),
-        ({"name": "programs", "path": "x.jsonl"}, "path is for gsm8k"),
+        ({"name": "programs", "path": "x.jsonl"}, "path, subset, style and version are for gsm8k"),
+        ({"name": "tasks:chat"}, "generated"),
     ],
 )
 def test_bad_settings_are_refused(arguments: dict[str, object], message: str) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from dataclasses import dataclass
 from fractions import Fraction
 
 from lightthinker.errors import DataError
+from lightthinker.evals.graders.marks import boxed
+from lightthinker.evals.graders.verdict import Grade
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})++(?![0-9])|[0-9]++)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]++)?|\.[0-9]++)"
@@ -27,23 +28,7 @@ _FILLER = re.compile(r"(?:[\s:*_(\[{$=+]|\\[(\[]){0,20}")
 _PLAIN = {"−": "-", "{,}": ",", r"\!": "", r"\,": "", r"\$": "$"}
 _MAX_NUMBER_LENGTH = 200
 _MAX_EXPONENT = 99
-_MAX_BOX_LENGTH = 500
 _MAX_MARKS = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grade:
-    """Verdicts on one prediction.
-
-    Attributes:
-        strict: The last number marked as the answer is the reference.
-        flexible: The last number of all is the reference.
-        extracted: The marked number as written, the last number if none is marked, or None.
-    """
-
-    strict: bool
-    flexible: bool
-    extracted: str | None
 
 
 def grade(prediction: str, reference: str) -> Grade:
@@ -54,7 +39,7 @@ def grade(prediction: str, reference: str) -> Grade:
         reference: One number, e.g. `1,234`, `$18.00`, `3/4`, or a GSM8K answer with `#### 72`.
 
     Returns:
-        Both verdicts and the number found.
+        Both verdicts and the numbers found: the last marked one, and the last of all.
 
     Raises:
         DataError: The reference holds no number or several.
@@ -65,11 +50,11 @@ def grade(prediction: str, reference: str) -> Grade:
         raise DataError(f"The reference {reference[:80]!r} is not one number.")
     plain = _plain(prediction)
     marked, last = _marked_number(plain), _last_number(plain)
-    found = marked or last
     return Grade(
         strict=marked is not None and _value(marked) == _value(expected),
         flexible=last is not None and _value(last) == _value(expected),
-        extracted=found and found[0],
+        extracted_strict=marked and marked[0],
+        extracted_flexible=last and last[0],
     )
 
 
@@ -82,7 +67,7 @@ def _plain(text: str) -> str:
 def _marked_number(text: str) -> re.Match[str] | None:
     for mark in reversed(deque(_MARK.finditer(text), maxlen=_MAX_MARKS)):
         if mark["box"]:
-            number = _only_number(_boxed(text, mark.end()))
+            number = _only_number(boxed(text, mark.end()))
         else:
             filler = _FILLER.match(text, mark.end())
             assert filler is not None
@@ -90,15 +75,6 @@ def _marked_number(text: str) -> re.Match[str] | None:
         if number and _has_value(number):
             return number
     return None
-
-
-def _boxed(text: str, start: int) -> str:
-    depth = 1
-    for at in range(start, min(start + _MAX_BOX_LENGTH, len(text))):
-        depth += (text[at] == "{") - (text[at] == "}")
-        if depth == 0:
-            return text[start:at]
-    return ""
 
 
 def _only_number(text: str) -> re.Match[str] | None:
