@@ -48,7 +48,8 @@ def evaluate(
 
     Args:
         model: Checkpoint folder or hub name; `demo` is the bundled model.
-        tasks: Comma-separated: a task family, `tasks` for all of them evenly, `gsm8k`.
+        tasks: Comma-separated: a task family, `tasks` for all of them evenly, or a benchmark
+            (docs/benchmarks.md), e.g. gsm8k, mmlu, gpqa, bbh, math500, gsm8k:plain=test.jsonl.
         methods: Comma-separated, with options after a colon: full_cot, lightthinker,
             h2o:budget=256, random:match=mean, ... (match: the budget is LightThinker's mean or
             peak live tokens on the same task). By default full_cot, and lightthinker if the
@@ -57,7 +58,8 @@ def evaluate(
         limit: Only the first problems of each task, for a quick look.
         num_samples: Samples of each problem, for pass@k and maj@k; needs a temperature.
         seed: Chooses generated problems (never those of training) and seeds sampling.
-        difficulty: Of generated problems: tiny, demo, standard, long, mixed, 2k, 4k or 8k.
+        difficulty: Of generated problems: tiny, demo, standard, mixed, long (traces of 2k
+            tokens), 4k or 8k.
         data: A local JSONL file for gsm8k, instead of the hub.
         swap_gists: Also run the control that replaces each problem's gists by another's.
         max_tokens: Most tokens to sample per problem.

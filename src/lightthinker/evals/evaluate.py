@@ -190,7 +190,7 @@ class Evaluation:
                 self.llm, self.problems, self.settings.sampling
             )
         info = RunInfo(
-            benchmark=self.settings.describe(),
+            benchmark={**self.settings.describe(), **self._prompts()},
             model={"name": Path(self.model).name, **self.digests},
             device=self._device(), seed=self.settings.seed, command=self.command,
             sampling=self.settings.describe_sampling(),
@@ -243,6 +243,10 @@ class Evaluation:
 
     def _names(self) -> tuple[str, ...]:
         return self.settings.methods or default_methods(self.llm)
+
+    def _prompts(self) -> dict[str, Any]:
+        prompts = dict.fromkeys(p.prompt for p in self.problems if p.prompt)
+        return {"prompts": list(prompts)} if prompts else {}
 
     def _device(self) -> str:
         names = device_names(self.journal) if self.journal else []

@@ -32,6 +32,8 @@ class SampleRecord:
     Attributes:
         problem_id: Same for all methods, so that samples pair up.
         family: Task family, or the benchmark's name.
+        subset: Subject or task within the benchmark, if it has any.
+        prompt: Which prompt and version, e.g. `gsm8k:r1@1`, if it has one.
         method: Method as it was asked for.
         sample: Which of the problem's samples, from 0.
         budget: Tokens that an eviction method may keep; None where nothing is evicted.
@@ -59,6 +61,8 @@ class SampleRecord:
 
     problem_id: str
     family: str
+    subset: str | None = None
+    prompt: str | None = None
     method: str
     sample: int = 0
     budget: int | None = None

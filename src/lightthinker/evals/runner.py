@@ -240,9 +240,12 @@ def _record(llm: LLM, method: Method, output: CompletionOutput, watch: _Watch) -
     assert stats is not None, "a finished request has its costs"
     layout, policy = watch.sequence.builder.build(), watch.sequence.params.policy
     num_visible = int(layout.is_output.sum())
+    grade = problem.judge(output.text) if problem.judge else None
     return SampleRecord(
         problem_id=problem.id,
         family=problem.family,
+        subset=problem.subset,
+        prompt=problem.prompt,
         method=method.name,
         sample=watch.sample,
         budget=policy.limit(len(layout), stats.num_prompt_tokens) if policy else None,
@@ -250,7 +253,11 @@ def _record(llm: LLM, method: Method, output: CompletionOutput, watch: _Watch) -
         reference=problem.reference,
         answer=final_answer(llm, output),
         text=output.text,
-        correct=problem.grade(output.text),
+        correct=grade.flexible if grade else problem.grade(output.text),
+        correct_strict=grade.strict if grade else None,
+        correct_flexible=grade.flexible if grade else None,
+        extracted_strict=grade.extracted_strict if grade else None,
+        extracted_flexible=grade.extracted_flexible if grade else None,
         chance=problem.chance,
         finish_reason=output.finish_reason,
         thoughts=tuple(output.thoughts),

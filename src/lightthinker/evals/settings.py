@@ -11,7 +11,14 @@ from typing import Any
 
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.errors import ConfigError
-from lightthinker.evals.benchmarks import ALL_FAMILIES, GSM8K, EvalProblem, load_benchmark
+from lightthinker.evals.benchmarks import (
+    ALL_FAMILIES,
+    BENCHMARKS,
+    GSM8K,
+    EvalProblem,
+    load_benchmark,
+)
+from lightthinker.evals.benchmarks.naming import BenchmarkName
 from lightthinker.evals.methods import find_methods
 from lightthinker.evals.summaries import is_lightthinker
 
@@ -21,7 +28,7 @@ class EvalSettings:
     """What is asked of a model.
 
     Attributes:
-        tasks: Benchmark names.
+        tasks: Benchmark names; of several `gsm8k` styles, each reads `data`.
         methods: Method names; empty: full CoT, and LightThinker if the checkpoint compresses.
         num_problems: Problems of each task; None: 1000 generated ones, or the whole file.
         limit: Only the first problems of each task, for a quick look.
@@ -51,7 +58,8 @@ class EvalSettings:
     def __post_init__(self) -> None:
         if len(set(self.tasks)) != len(self.tasks) or not self.tasks:
             raise ConfigError(f"tasks is {', '.join(self.tasks)!r}; name each task once.")
-        if self.data is not None and GSM8K not in self.tasks:
+        names = [BenchmarkName.parse(task).name for task in self.tasks]
+        if self.data is not None and GSM8K not in names:
             raise ConfigError(f"data is a file for {GSM8K}, which is not among the tasks.")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit is {self.limit}; it must be at least 1.")
@@ -78,18 +86,20 @@ class EvalSettings:
     def problems(self) -> list[EvalProblem]:
         """Load every task's problems."""
         given = [count for count in (self.num_problems, self.limit) if count is not None]
+        with_data = [t for t in self.tasks if BenchmarkName.parse(t).name == GSM8K]
         return [
             problem
             for name in self.tasks
             for problem in load_benchmark(
                 name, num_problems=min(given, default=None), seed=self.seed,
-                difficulty=self.difficulty, path=self.data if name == GSM8K else None,
+                difficulty=self.difficulty, path=self.data if name in with_data else None,
             )
         ]  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """Return the benchmark's name and settings for the record."""
-        generated = any(name != GSM8K for name in self.tasks)
+        names = [BenchmarkName.parse(task).name for task in self.tasks]
+        generated = any(name not in BENCHMARKS for name in names)
         return {
             "name": ",".join(self.tasks),
             **({"difficulty": self.difficulty} if generated else {}),
