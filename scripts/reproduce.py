@@ -1,6 +1,6 @@
 """Run what the committed tables say, and write them: `make reproduce`.
 
-    python scripts/reproduce.py main_table --checkpoint lightthinker=runs/a --checkpoint anllm=runs/b
+    python scripts/reproduce.py main_table --checkpoint lightthinker=runs/a --checkpoint anllm=b
     python scripts/reproduce.py main_table budget_sweep long_reasoning --devices cuda:0,cuda:1
     python scripts/reproduce.py gsm8k_methods --data test.jsonl --checkpoint lightthinker=runs/gsm8k
     python scripts/reproduce.py main_table --smoke     # the bundled model, a few problems, on a CPU
