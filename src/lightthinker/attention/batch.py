@@ -8,7 +8,7 @@ continue tokens are all rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import torch
 
@@ -66,3 +66,9 @@ class PagedBatch:
     sequences: list[SequenceRows]
     slot_mapping: torch.Tensor
     token_index: torch.Tensor
+
+    @classmethod
+    def empty(cls, device: torch.device) -> Self:
+        """Return a step without rows."""
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+        return cls([], nothing, nothing)

@@ -8,11 +8,14 @@ slots, H KV heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from lightthinker.kvcache.allocator import PageAllocator
+
+if TYPE_CHECKING:
+    from lightthinker.kvcache.triton_compact import SlotMover
 
 
 class LayerShape(NamedTuple):
@@ -34,6 +37,7 @@ class PagePool:
         dtype: Of keys and values.
         device: Where the pool lives.
         poison: Fill freed slots with NaN, so that reading one is seen (for tests).
+        kernels: Move slots with the Triton kernel rather than by torch indexing.
     """
 
     def __init__(
@@ -45,10 +49,11 @@ class PagePool:
         dtype: torch.dtype,
         device: torch.device,
         poison: bool = False,
+        kernels: bool = False,
     ):
         self.page_size = page_size
         self.poison = poison
-        self.allocator = PageAllocator(num_pages)
+        self.allocator = PageAllocator(num_pages, on_evict=self._clear_page)
         num_slots = num_pages * page_size
 
         def slots(num_heads: int, dim: int) -> torch.Tensor:
@@ -63,6 +68,13 @@ class PagePool:
         self.bytes_per_token = (
             sum(s.num_kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
         )
+        self._mover: SlotMover | None = None
+        if kernels:
+            from lightthinker.kvcache.triton_compact import SlotMover
+
+            self._mover = SlotMover(
+                [*self.keys, *self.values], self.token_index, check_order=poison
+            )
 
     @property
     def num_slots(self) -> int:
@@ -80,11 +92,26 @@ class PagePool:
             shape = (num_layers, self.num_slots, num_heads)
             self.scores = torch.zeros(shape, dtype=dtype, device=self.token_index.device)
 
-    def move(self, source: list[int], target: list[int]) -> None:
-        """Copy slots `source` to slots `target` in every layer; the lists may overlap."""
-        src, dst = self.index(source), self.index(target)
-        for tensor in (*self.keys, *self.values, *self._scores, self.token_index):
-            tensor[dst] = tensor[src]
+    def move(
+        self, source: list[int], target: list[int], group_sizes: list[int] | None = None
+    ) -> None:
+        """Copy slots `source` to slots `target` in every layer; the lists may overlap.
+
+        Args:
+            source: Slots to read.
+            target: Slots to write.
+            group_sizes: Moves of each sequence, in order; they run side by side. Different
+                sequences move different slots; within one, no move writes a slot that a later one
+                reads (tokens move down, in order). None: one group.
+        """
+        tensors = [*self._scores, self.token_index, *self.keys, *self.values]
+        if self._mover is not None:
+            self._mover.move(source, target, group_sizes or [len(source)])
+            tensors = self._scores
+        if tensors:
+            src, dst = self.index(source), self.index(target)
+            for tensor in tensors:
+                tensor[dst] = tensor[src]
 
     def move_heads(self, source_LHn: torch.Tensor, target: list[int]) -> None:
         """Copy to slots `target` what each layer and head has in slots of its own.
@@ -108,6 +135,15 @@ class PagePool:
             index = self.index(slots)
             for tensor in (*self.keys, *self.values, *self._scores):
                 tensor[index] = float("nan")
+
+    def release(self, pages: list[int]) -> None:
+        """Let go of pages; what became free is poisoned, if this pool does so."""
+        for page in self.allocator.release(pages):
+            self._clear_page(page)
+
+    def _clear_page(self, page: int) -> None:
+        if self.poison:
+            self.clear(list(range(page * self.page_size, (page + 1) * self.page_size)))
 
     def read(self, slots: list[int]) -> list[torch.Tensor]:
         """Copy slots to host memory: all keys, all values, scores if kept, the token index."""

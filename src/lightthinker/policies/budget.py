@@ -34,7 +34,9 @@ class Budgeted:
     buffer: int = 1
 
     def __post_init__(self) -> None:
-        self.require((self.budget is None) != (self.ratio is None), "budget", "given, or ratio")
+        if (self.budget is None) == (self.ratio is None):
+            what = "neither is given" if self.budget is None else "both are"
+            raise RequestError(f"{self.name}: give budget (tokens) or ratio; {what}.")
         self.require(self.buffer >= 1, "buffer", "at least 1")
         if self.ratio is not None:
             self.require(0 < self.ratio <= 1, "ratio", "above 0 and at most 1")
