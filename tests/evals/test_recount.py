@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightthinker.compression import CompressionConfig
+from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.llm import LLM
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.evals.benchmarks import EvalProblem
@@ -127,3 +128,17 @@ def test_the_recount_notices_a_wrong_cost(llm: LLM) -> None:
     object.__setattr__(record, "roles", tuple(shorter))
     with pytest.raises(AssertionError):
         check_stats(record, recount_roles(record))
+
+
+def test_costs_are_the_same_when_steps_overlap(tmp_path: Path) -> None:
+    llm = LLM(tiny_checkpoint(tmp_path), device="cpu")
+    engine = llm.engine
+    config = EngineConfig(num_kv_tokens=8192, async_scheduling=True)
+    llm.engine = LLMEngine(engine.runner.model, llm.tokenizer, llm.compression, config=config)
+    for method in ("full_cot", "lightthinker", "h2o:budget=30"):
+        for record in run_method(llm, problems(), find_method(method), SAMPLING):
+            # The pool holds one row more while a step runs ahead of the samples.
+            assert max(y for _, y in record.kv_curve) <= record.stats.peak_tokens + 1
+            assert record.kv_curve[-1][0] == record.stats.num_sampled_tokens
+            if method != "h2o:budget=30":
+                check_stats(record, recount_roles(record))
