@@ -1,4 +1,4 @@
-"""The report in a real browser: no errors, nothing overflows, usable by keyboard, light and dark."""
+"""The report in a real browser: no errors, nothing overflows, keyboard, light and dark."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         simulated_record(
             f"p{i}", method=method, family=("programs", "multiplication")[i % 2],
             thoughts=("x=1+2;x=3", f"y=x+4;y={'7' if method == 'full_cot' else '8'}"),
-            lengths=(30 + i, 60), correct=not (method.startswith("h2o") or (i == 3 and "T" in method)),
+            lengths=(30 + i, 60), correct=not method.startswith("h2o"),
         )
         for i in range(6) for method in METHODS
     ]  # fmt: skip

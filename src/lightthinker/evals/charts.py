@@ -122,7 +122,7 @@ def kv_chart(
         width: Of the drawing, in CSS pixels.
         height: Likewise.
     """
-    margin = 128 if width > 500 else 106
+    margin = 128 if width > 500 else 116
     left, right, top, bottom = 44.0, width - margin, 28.0, height - 44.0
     last_x = max(x for sample in samples for x, _ in sample.kv_curve)
     last_y = max([*(y for s in samples for _, y in s.kv_curve), *mean_peaks.values()])
