@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from lightthinker.attention.batch import Row, SequenceRows
+from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
 from lightthinker.attention.paged import PAGED_ATTENTION, paged_attention
 from lightthinker.attention.torch_backend import TorchBackend
-from lightthinker.engine.runner import ModelRunner, paged_batch
+from lightthinker.engine.runner import ModelRunner
 from lightthinker.kvcache.pool import PagePool
 from lightthinker.testing.models import tiny_model
 
@@ -31,7 +31,7 @@ def test_a_compiled_model_has_one_graph_for_all_steps():
             rows = [Row(0, i + 1, 0, 0) for i in range(num_tokens)]
             step = SequenceRows(rows, list(range(num_tokens)), [2, 0, 3], num_tokens)
             slots = [step.pages[i // 4] * 4 + i % 4 for i in range(num_tokens)]
-            backend.prepare(paged_batch([step], slots, torch.device("cpu")))
+            backend.prepare(PagedBatch([step], slots, torch.device("cpu")))
             ids = torch.arange(num_tokens)[None] + 10
             with paged_attention(backend):
                 out = forward(

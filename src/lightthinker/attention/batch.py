@@ -8,7 +8,8 @@ continue tokens are all rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -60,15 +61,23 @@ class SequenceRows:
 class PagedBatch:
     """One step.
 
-    The sequences in row order, the slot that each row's KV goes to [T], its token index [T].
+    Attributes:
+        sequences: The sequences in row order.
+        slots: The slot that each row's KV goes to.
+        device: Where the model runs.
     """
 
     sequences: list[SequenceRows]
-    slot_mapping: torch.Tensor
-    token_index: torch.Tensor
+    slots: list[int]
+    device: torch.device
 
-    @classmethod
-    def empty(cls, device: torch.device) -> Self:
-        """Return a step without rows."""
-        nothing = torch.zeros(0, dtype=torch.long, device=device)
-        return cls([], nothing, nothing)
+    @cached_property
+    def slot_mapping(self) -> torch.Tensor:
+        """`slots`, int64 [T] on the device."""
+        return torch.tensor(self.slots, dtype=torch.long, device=self.device)
+
+    @cached_property
+    def token_index(self) -> torch.Tensor:
+        """Original index of each row's token, int64 [T] on the device."""
+        indices = [i for sequence in self.sequences for i in sequence.indices]
+        return torch.tensor(indices, dtype=torch.long, device=self.device)

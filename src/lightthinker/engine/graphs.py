@@ -79,7 +79,7 @@ class GraphRunner:
         for size in reversed(self.sizes):
             if on_size:
                 on_size(size)
-            self._fill(StepPlan(), PagedBatch.empty(self.runner.device), size)
+            self._fill(StepPlan(), PagedBatch([], [], self.runner.device), size)
             self._compute(size)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
@@ -136,13 +136,15 @@ class GraphRunner:
     def _compute(self, size: int) -> None:
         """What a graph holds: substitute unknown tokens, forward, sample."""
         words = self._inputs.device_words.view(NUM_INPUTS, -1)[:, :size]
-        token_ids, positions, unknown_from, wanted_rows = words.long().unbind()
+        token_ids, positions, unknown_from, wanted_rows = (line.clone() for line in words.long())
         samples = self.sampler.buffer.tokens.clamp_min(0)
         unknown = unknown_from >= 0
         token_ids = torch.where(unknown, samples[unknown_from.clamp_min(0)], token_ids)
         eager, self.backend.metadata = self.backend.metadata, self.metadata
         try:
-            logits = self.runner.forward(self.backend, token_ids, positions, wanted_rows)
+            logits = self.runner.forward(
+                self.backend, token_ids, positions, wanted_rows, compiled=True
+            )
         finally:
             self.backend.metadata = eager
         self.sampler.draw(logits)

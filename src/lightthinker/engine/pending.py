@@ -1,8 +1,11 @@
-"""Samples on their way from the device: the next step may use them before the host has seen them."""
+"""Samples on their way from the device: the next step may use them before the host sees them."""
 
 from __future__ import annotations
 
 import torch
+
+INVALID = -2
+"""Stands for a sample whose logits had no finite value: its request fails, and only it."""
 
 NUM_HOST_BUFFERS = 3
 
@@ -62,7 +65,3 @@ class TokenBuffer:
         if event is not None:
             event.record()
         return PendingTokens(tokens, host, event)
-
-
-INVALID = -2
-"""Stands for a sample whose logits had no finite value: its request fails, and only it."""

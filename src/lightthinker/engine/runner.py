@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lightthinker.attention.batch import PagedBatch, SequenceRows
+from lightthinker.attention.batch import PagedBatch
 from lightthinker.attention.paged import (
     PAGED_ATTENTION,
     AttentionBackend,
@@ -32,6 +32,11 @@ class ModelRunner:
         self.model = model.eval()
         self.device: torch.device = next(model.parameters()).device
         self.dtype: torch.dtype = next(model.parameters()).dtype
+        self._compiled: Any = None
+
+    def compile(self) -> None:
+        """Compile the model for `forward(..., compiled=True)`; happens at the first such call."""
+        self._compiled = torch.compile(self.model.forward, fullgraph=True)
 
     def probe(self) -> list[LayerShape]:
         """Forward one token to learn what each layer stores.
@@ -88,6 +93,8 @@ class ModelRunner:
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         wanted_rows: torch.Tensor,
+        *,
+        compiled: bool = False,
     ) -> torch.Tensor:
         """Forward rows whose KV slots the backend knows.
 
@@ -96,14 +103,21 @@ class ModelRunner:
             token_ids: int64 [T].
             positions: int64 [T].
             wanted_rows: int64 [B], rows whose logits are wanted.
+            compiled: Use the compiled model, if there is one; T and B are then at least 2, since a
+                size of 1 would be compiled apart.
 
         Returns:
             Logits [B, V] in the model's dtype.
         """
+        model, ids, position_ids = self.model, token_ids[None], positions[None]
+        if compiled and self._compiled is not None:
+            model = self._compiled
+            for tensor, dimension in ((ids, 1), (position_ids, 1), (wanted_rows, 0)):
+                torch._dynamo.mark_dynamic(tensor, dimension)
         with paged_attention(backend):
-            output = self.model(
-                input_ids=token_ids[None],
-                position_ids=positions[None],
+            output = model(
+                input_ids=ids,
+                position_ids=position_ids,
                 use_cache=False,
                 logits_to_keep=wanted_rows,
             )
@@ -112,15 +126,3 @@ class ModelRunner:
 
     def _tensor(self, data: list[int]) -> torch.Tensor:
         return torch.tensor(data, dtype=torch.long, device=self.device)
-
-
-def paged_batch(
-    sequences: list[SequenceRows], slots: list[int], device: torch.device
-) -> PagedBatch:
-    """Build the step's batch; `slots` holds the slot of each row."""
-    indices = [i for sequence in sequences for i in sequence.indices]
-    return PagedBatch(
-        sequences,
-        torch.tensor(slots, dtype=torch.long, device=device),
-        torch.tensor(indices, dtype=torch.long, device=device),
-    )

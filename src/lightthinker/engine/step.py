@@ -12,6 +12,9 @@ from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.scheduler import Scheduled, Scheduler
 from lightthinker.engine.sequence import UNKNOWN, Sequence
 
+Samples = list[int] | PendingTokens
+"""One step's samples: on the host, or on their way there."""
+
 
 @dataclass
 class StepPlan:
@@ -49,7 +52,7 @@ class InFlight:
     """
 
     place: dict[Sequence, int]
-    tokens: list[int] | PendingTokens
+    tokens: Samples
     logits: torch.Tensor | None = None
 
     def token_list(self) -> list[int]:

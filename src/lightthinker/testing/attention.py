@@ -98,11 +98,7 @@ def attention_case(
         sequences.append(SequenceRows(rows, indices[live - num_rows :], pages, live))
         slots_of_rows += slots[live - num_rows :]
     num_tokens = len(slots_of_rows)
-    batch = PagedBatch(
-        sequences,
-        torch.tensor(slots_of_rows, dtype=torch.long, device=device),
-        torch.tensor([i for s in sequences for i in s.indices], dtype=torch.long, device=device),
-    )
+    batch = PagedBatch(sequences, slots_of_rows, torch.device(device))
     return AttentionCase(
         pool,
         batch,
