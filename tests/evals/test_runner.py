@@ -133,14 +133,17 @@ def test_methods_share_problems_and_weights(llm: LLM) -> None:
     assert full.stats.peak_tokens > light.stats.peak_tokens
 
 
-def test_a_method_with_changes_has_its_own_engine_on_the_same_weights(llm: LLM) -> None:
-    engine = find_method("gists_blanked").engine(llm)
-
-    assert engine is not llm.engine
-    assert engine.runner.model is llm.engine.runner.model
-    assert engine.compression is not None
-    assert engine.compression.blank_gists
-    assert find_method("lightthinker").engine(llm) is llm.engine
+def test_a_method_with_changes_lends_its_settings_to_the_engine(llm: LLM) -> None:
+    own = llm.compression
+    with find_method("gists_blanked").applied_to(llm) as engine:
+        assert engine is llm.engine
+        assert engine.compression is not None
+        assert engine.compression.blank_gists
+        engine.add_request("r", [5, 6], SAMPLING)
+        with pytest.raises(RequestError, match="unfinished"):
+            engine.use_compression(own)
+        engine.abort_request("r")
+    assert llm.engine.compression is own
 
 
 def test_blanked_gists_are_not_seen(random_llm: LLM) -> None:

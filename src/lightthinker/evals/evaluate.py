@@ -85,8 +85,10 @@ class Evaluation:
 
     @cached_property
     def llm(self) -> LLM:
-        """The model, loaded when first needed."""
-        return self.open_llm()
+        """The model, loaded when first needed, its kernels compiled before any clock runs."""
+        llm = self.open_llm()
+        llm.engine.warm_up()
+        return llm
 
     @cached_property
     def digests(self) -> dict[str, str]:

@@ -8,7 +8,8 @@ mean (or of the most) live tokens. Knows no files.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,34 +50,22 @@ class Method:
     resolved: ResolvedMethod
     match: Statistic | None = None
 
-    def check(self, llm: LLM) -> None:
-        """Refuse a checkpoint that cannot run this method.
-
-        Raises:
-            RequestError: It has no compression to switch on, or another one.
-        """
-        self.resolved.compression_config(llm.compression)
-
-    @property
-    def has_own_engine(self) -> bool:
-        """Whether the checkpoint's compression settings change, which takes an engine of its own.
+    @contextmanager
+    def applied_to(self, llm: LLM) -> Generator[LLMEngine]:
+        """Give the engine the compression settings of this method, and back its own afterwards.
 
         Cache policies and the switch of compression are settings of a request.
         """
-        return bool(self.resolved.compression and self.resolved.settings)
-
-    def engine(self, llm: LLM) -> LLMEngine:
-        """Return the engine that runs this method: the LLM's own unless settings change."""
-        compression = self.resolved.compression_config(llm.compression)
-        if not self.has_own_engine:
-            return llm.engine
-        from lightthinker.engine.engine import LLMEngine
-
-        engine = llm.engine
-        return LLMEngine(
-            engine.runner.model, llm.tokenizer, compression, config=engine.config,
-            sampler=engine.sampler,
-        )  # fmt: skip
+        engine, own = llm.engine, llm.compression
+        wanted = self.resolved.compression_config(own)
+        if wanted is own:
+            yield engine
+            return
+        engine.use_compression(wanted)
+        try:
+            yield engine
+        finally:
+            engine.use_compression(own)
 
     def params(
         self, sampling: SamplingParams, *, family: str, num_prompt_tokens: int, targets: Targets

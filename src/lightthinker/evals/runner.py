@@ -67,7 +67,8 @@ def run_method(
     by_id = {problem.id: problem for problem in problems}
     missing = [(by_id[key[1]], key[2]) for key in keys if key not in records]
     if missing:
-        with closing(_Run(llm, method, sampling, missing, targets or {}).records()) as finished:
+        run = _Run(llm, method, sampling, missing, targets or {})
+        with method.applied_to(llm), closing(run.records()) as finished:
             for record in finished:
                 records[record.key] = record
                 if on_record:
@@ -139,16 +140,14 @@ def check_requests(
     Raises:
         LightThinkerError: The engine's own.
     """
-    method.check(llm)
-    if method.has_own_engine:
-        return  # Its prompts are those of the method whose settings it changes.
-    for problem in problems:
-        prompt = llm.prompt_ids(problem.messages)
-        params = method.params(
-            sampling, family=problem.family, num_prompt_tokens=len(prompt), targets=targets
-        )
-        llm.engine.add_request(problem.id, prompt, params, stream=False)
-        llm.engine.abort_request(problem.id)
+    with method.applied_to(llm) as engine:
+        for problem in problems:
+            prompt = llm.prompt_ids(problem.messages)
+            params = method.params(
+                sampling, family=problem.family, num_prompt_tokens=len(prompt), targets=targets
+            )
+            engine.add_request(problem.id, prompt, params, stream=False)
+            engine.abort_request(problem.id)
 
 
 def sample_seed(seed: int, problem_id: str, sample: int) -> int:
@@ -184,7 +183,7 @@ class _Run:
         targets: Targets,
     ):
         self.llm, self.method, self.sampling, self.targets = llm, method, sampling, targets
-        self.engine = method.engine(llm)
+        self.engine = llm.engine
         self.waiting = list(reversed(work))
         self.watches: dict[str, _Watch] = {}
 
