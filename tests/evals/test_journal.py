@@ -14,6 +14,7 @@ from lightthinker.engine.llm import LLM
 from lightthinker.errors import ConfigError, DataError
 from lightthinker.evals.evaluate import Evaluation, evaluate, shard_worker
 from lightthinker.evals.journal import (
+    JournalFollower,
     JournalWriter,
     check_idle,
     device_names,
@@ -214,6 +215,24 @@ def test_a_half_written_line_is_cut_off_and_a_damaged_one_is_named(tmp_path: Pat
     path.write_bytes(line + line)
     with pytest.raises(DataError, match="twice"):
         read_journal(tmp_path)
+
+
+def test_a_follower_sees_every_whole_line_once(tmp_path: Path) -> None:
+    open_journal(tmp_path, {})
+    follower = JournalFollower(tmp_path)
+    assert follower.new_records() == []
+    records = [simulated_record(f"p{i}", method="full_cot", question="ü") for i in range(3)]
+    with JournalWriter(tmp_path) as journal:
+        journal.write(records[0])
+        assert follower.new_records() == records[:1]
+        with journal.path.open("ab") as stream:
+            line = records[1].to_json().encode()
+            stream.write(line[:40])
+            stream.flush()
+            assert follower.new_records() == []
+            stream.write(line[40:] + b"\n")
+        journal.write(records[2])
+    assert follower.new_records() == records[1:]
 
 
 def test_a_part_has_one_writer(tmp_path: Path) -> None:

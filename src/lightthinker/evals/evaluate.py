@@ -21,6 +21,7 @@ from rich.console import Console
 from lightthinker.evals.benchmarks import EvalProblem
 from lightthinker.evals.controls import gists_swapped
 from lightthinker.evals.journal import (
+    JournalFollower,
     JournalWriter,
     check_idle,
     device_names,
@@ -34,6 +35,7 @@ from lightthinker.evals.methods import (
     targets_from_records,
     targets_from_results,
 )
+from lightthinker.evals.progress import EvalProgress
 from lightthinker.evals.provenance import (
     device_name,
     git_commit,
@@ -138,6 +140,10 @@ class Evaluation:
             if not self.num_missing(shard, done):
                 return done
 
+            console = self.console or Console(stderr=True)
+            if done:
+                console.print(f"Resuming: {len(done):,} samples are done.", highlight=False)
+
             def keep(record: SampleRecord) -> None:
                 journal.write(record)
                 check()
@@ -171,10 +177,20 @@ class Evaluation:
             )
             for index, device in enumerate(devices)
         ]  # fmt: skip
-        run_processes(shard_worker, jobs)
-        if self.settings.match_to is None and any(m.match for m in find_methods(self._names())):
-            # Budgets are known once every shard has run LightThinker.
-            run_processes(shard_worker, jobs)
+        methods = find_methods(self._names())
+        matched = self.settings.match_to is None and any(m.match for m in methods)
+        with EvalProgress(self.console) as progress:
+            for method in methods:
+                progress.start(method.name, len(self.problems) * self.settings.num_samples)
+            follower = JournalFollower(self.journal)
+
+            def look() -> None:
+                for record in follower.new_records():
+                    progress.advance(record)
+
+            # Matched budgets are known once every shard has run LightThinker.
+            for _ in range(1 + matched):
+                run_processes(shard_worker, jobs, on_wait=look)
 
     def results(self, records: Iterable[SampleRecord]) -> tuple[EvalResults, list[SampleRecord]]:
         """Put the records together and run the controls.
@@ -320,7 +336,7 @@ def shard_worker(
     logging.disable_progress_bar()
     evaluation = Evaluation(
         open_llm=lambda: LLM(model, **options), settings=settings, model=model, command="",
-        dtype=options["dtype"], journal=journal,
+        dtype=options["dtype"], journal=journal, console=Console(quiet=True),
     )  # fmt: skip
     evaluation.prepare()
     evaluation.run(shard, check=check_parent)

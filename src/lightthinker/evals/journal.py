@@ -158,6 +158,27 @@ class JournalWriter:
         os.close(self._file)
 
 
+class JournalFollower:
+    """Reads what other processes append to a journal, each record once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._read: dict[Path, int] = {}
+
+    def new_records(self) -> list[SampleRecord]:
+        """Return the records finished since the last call."""
+        records = []
+        for path in _parts(self.folder):
+            begin = self._read.get(path, 0)
+            with path.open("rb") as stream:
+                stream.seek(begin)
+                whole, newline, _ = stream.read().rpartition(b"\n")
+            self._read[path] = begin + len(whole) + len(newline)
+            lines = whole.decode("utf-8").split("\n") if whole else []
+            records += [parse_record(line, str(path)) for line in lines]
+        return records
+
+
 def device_names(folder: Path) -> list[str]:
     """Return the devices that the records of a journal come from, as `2 x NVIDIA H100`."""
     splits: dict[str, list[str]] = {}

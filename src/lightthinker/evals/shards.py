@@ -17,6 +17,8 @@ from lightthinker.errors import ConfigError, DataError, LightThinkerError
 from lightthinker.evals.benchmarks import EvalProblem
 from lightthinker.evals.records import SampleRecord
 
+SECONDS_BETWEEN_LOOKS = 0.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
@@ -60,12 +62,18 @@ def merge(
     return [found[key] for key in keys]
 
 
-def run_processes(target: Callable[..., None], arguments: Sequence[tuple[object, ...]]) -> None:
+def run_processes(
+    target: Callable[..., None],
+    arguments: Sequence[tuple[object, ...]],
+    *,
+    on_wait: Callable[[], None] = lambda: None,
+) -> None:
     """Run a function in fresh processes, one for each tuple of arguments, and wait for them.
 
     Args:
         target: A function of a module; what it raises is printed by its process.
         arguments: Picklable.
+        on_wait: Called now and then while they run.
 
     Raises:
         DataError: A process failed. The others have been waited for, so nothing they did is lost.
@@ -78,7 +86,9 @@ def run_processes(target: Callable[..., None], arguments: Sequence[tuple[object,
         process.start()
     try:
         for process in processes:
-            process.join()
+            while process.is_alive():
+                process.join(SECONDS_BETWEEN_LOOKS)
+                on_wait()
     except BaseException:
         for process in processes:
             process.terminate()
