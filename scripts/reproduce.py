@@ -43,6 +43,7 @@ TARGETS = ("main_table", "budget_sweep", "long_reasoning", "gsm8k_methods", "bun
 TABLE_NAMES = {"gsm8k_methods": "smollm2_gsm8k_methods"}
 EVICTION = ("streaming_llm", "sepllm", "h2o", "r_kv", "snapkv", "tova", "random")
 TRAINED = ("lightthinker_token", "anllm")
+WITH_TRAINED = ("main_table", "gsm8k_methods")
 BUDGETS = (96, 128, 192, 256, 384, 512)
 LENGTHS = {"long": ("2k", 3500), "4k": ("4k", 7000), "8k": ("8k", 13500)}
 FAMILIES = ("programs", "word_problems", "entity_tracking", "multiplication", "register_machine")
@@ -229,7 +230,7 @@ class Reproduction:
                 for _, results in runs
                 for name, values in results.info.method_settings.items()
             },
-            "skipped": self.skipped if self.target != "long_reasoning" else {},
+            "skipped": self.skipped if self.target in WITH_TRAINED else {},
             "smoke": self.options.smoke,
         }
 

@@ -24,7 +24,7 @@ from lightthinker.evals.journal import (
     settings_difference,
 )
 from lightthinker.evals.records import SampleRecord, read_samples
-from lightthinker.evals.results import read_results, write_results
+from lightthinker.evals.results import EvalResults, RunInfo, read_results, write_results
 from lightthinker.evals.settings import EvalSettings
 from lightthinker.evals.shards import Shard, run_processes
 from lightthinker.testing.models import tiny_checkpoint
@@ -256,10 +256,11 @@ def test_half_written_files_are_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2: the file ends in the middle of a record"):
         read_samples(samples)
 
-    from tests.evals.test_results import results
-
+    info = RunInfo(
+        benchmark={"name": "tasks"}, model={"name": "m"}, device="cpu", seed=0, command="c"
+    )
     path = tmp_path / "r.json"
-    write_results(results(), path)
+    write_results(EvalResults.from_records([record], info), path)
     path.write_text(path.read_text()[:-200])
     with pytest.raises(DataError, match="half-written"):
         read_results(path)
