@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lint format typecheck clean
+.PHONY: help setup demo test lint format typecheck reproduce clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,10 @@ typecheck: setup  ## mypy strict
 format: setup  ## Format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+TARGETS ?= main_table budget_sweep long_reasoning
+reproduce: setup  ## Run what the committed tables say and write them (TARGETS="main_table ..." ARGS="--checkpoint ...")
+	$(BIN)/python scripts/reproduce.py $(TARGETS) $(ARGS)
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,6 +19,8 @@ NAMES = {"full_cot": "full chain-of-thought", "lightthinker": "LightThinker"}
 
 def table(name: str, results: dict[str, Any]) -> str:
     """Render one results file as Markdown."""
+    if "rows" in results:
+        return "\n".join([f"`results/{name}.json`: {results['device']}.", "", *rows(results)])
     title = (
         f"`results/{name}.json`: {results['num_problems']} held-out problems, {results['device']}."
     )
@@ -32,6 +34,21 @@ def table(name: str, results: dict[str, Any]) -> str:
             f"| {values['dep_paper']:,.0f} | {values['kv_bytes_peak'] / 2**20:.1f} MiB |"
         )
     return "\n".join([*lines, "", *families(results)])
+
+
+def rows(results: dict[str, Any]) -> list[str]:
+    """Render a table of rows: one line for each model, task and method."""
+    lines = ["| model | task | method | budget | accuracy (95 %) | peak tokens | Dep | time, s |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for row in results["rows"]:
+        low, high = row["accuracy_ci95"]
+        budget = "" if row["budget"] is None else f"{row['budget']:.0f}"
+        lines.append(
+            f"| {row['model']} | {row['task']} | {NAMES.get(row['method'], row['method'])} "
+            f"| {budget} | {row['accuracy']:.1%} ({low:.1%} to {high:.1%}) "
+            f"| {row['peak_tokens']:.0f} | {row['dep_paper']:,.0f} | {row['wall_time_s']:.1f} |"
+        )
+    return lines
 
 
 def families(results: dict[str, Any]) -> list[str]:

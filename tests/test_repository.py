@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lightthinker.evals.results import EvalResults
+from lightthinker.evals.rows import check_table
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -21,11 +24,20 @@ def test_readme_tables_say_what_the_results_files_say():
 @pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*.json")), ids=lambda f: f.stem)
 def test_results_name_device_versions_command_and_seed(file):
     results = json.loads(file.read_text())
-    for key in ("num_problems", "device", "versions", "command", "seed", "methods", "by_family"):
+    for key in ("device", "versions", "command", "seed"):
+        assert key in results, key
+    if "rows" in results:
+        check_table(results)
+        assert not results.get("smoke"), "a smoke run's table is not a result"
+        return
+    if "methods" not in results:
+        return
+    for key in ("num_problems", "by_family"):
         assert key in results, key
     for values in results["methods"].values():
         low, high = values["accuracy_ci95"]
         assert low <= values["accuracy"] <= high
+    assert EvalResults.from_dict(results).to_dict()["methods"].keys() == results["methods"].keys()
 
 
 def test_no_module_runs_remote_code_or_reads_pickles():

@@ -92,6 +92,58 @@ def test_eval_prints_and_writes_everything_asked_for(
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "results.html").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-shards", "2", "--shard", "0"], "give --output"),
+        (["--num-shards", "2", "--output", "r.json"], "--num-shards and --shard together"),
+        (["--devices", "cpu", "--device", "cpu", "--output", "r.json"], "leave --device"),
+        (["--methods", "h2o:budgets=9"], "Did you mean 'budget'"),
+        (["--methods", "lighthinker"], "Did you mean 'lightthinker'"),
+        (["--tasks", "gsm9k"], "Did you mean 'gsm8k'"),
+        (["--num-samples", "3"], "--temperature"),
+        (["--limit", "2", "--methods", "random:budget=20", "--tasks", "programs"], "the prompt of"),
+    ],
+)
+def test_eval_refuses_what_cannot_be(
+    checkpoint: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", checkpoint, *arguments])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_eval_in_shards_and_a_report_of_several_files(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "a.json"
+    arguments = [
+        "eval", checkpoint, "--tasks", "programs", "--difficulty", "tiny", "--num-problems", "3",
+        "--max-tokens", "6", "--device", "cpu", "--num-kv-tokens", "4096", "--output", str(output),
+        "--samples",
+    ]  # fmt: skip
+    for shard in ("0", "1"):
+        main([*arguments, "--num-shards", "2", "--shard", shard])
+        assert f"Shard {shard} of 2 is done" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*arguments, "--seed", "1"])
+    assert "seed: 0 -> 1" in capsys.readouterr().err
+    main(arguments)
+    assert json.loads(output.read_text())["num_problems"] == 3
+    assert not (tmp_path / "a.parts").exists()
+
+    other = tmp_path / "b.json"
+    main([*arguments[:-3], "--output", str(other), "--samples", "--methods", "h2o:ratio=0.5"])
+    main(["report", str(output), str(other), "--output", str(tmp_path / "both.html")])
+    assert "H2O, ratio 0.5" in (tmp_path / "both.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    output.write_text(output.read_text()[:300])
+    with pytest.raises(SystemExit):
+        main(["report", str(output), "--overwrite"])
+    assert "half-written" in capsys.readouterr().err
+
+
 def test_training_commands_pass_on_what_was_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,12 +13,8 @@ from hypothesis import strategies as st
 from lightthinker.errors import ConfigError, DataError
 from lightthinker.evals.charts import accuracy_chart, kv_chart, nice_ticks
 from lightthinker.evals.records import SampleRecord, samples_path, write_samples
-from lightthinker.evals.report import (
-    MOST_DISAGREEMENTS,
-    SAMPLES_PER_FAMILY,
-    render_report,
-    write_report,
-)
+from lightthinker.evals.report import render_report, write_report
+from lightthinker.evals.report_samples import MOST_DISAGREEMENTS, SAMPLES_PER_FAMILY
 from lightthinker.evals.results import EvalResults, RunInfo, write_results
 from lightthinker.testing.records import simulated_record
 

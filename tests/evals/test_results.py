@@ -10,6 +10,7 @@ import pytest
 
 from lightthinker.errors import ConfigError, DataError
 from lightthinker.evals import tables
+from lightthinker.evals.provenance import weights_sha256
 from lightthinker.evals.records import (
     SampleRecord,
     read_samples,
@@ -21,7 +22,6 @@ from lightthinker.evals.results import (
     EvalResults,
     RunInfo,
     read_results,
-    weights_sha256,
     write_results,
 )
 from lightthinker.testing.records import simulated_record

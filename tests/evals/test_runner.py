@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +14,15 @@ from lightthinker.engine.llm import LLM
 from lightthinker.engine.sampler import Sampler
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.engine.sequence import Sequence
-from lightthinker.errors import ConfigError
+from lightthinker.errors import ConfigError, RequestError
 from lightthinker.evals.benchmarks import HELD_OUT_SEEDS, EvalProblem, load_benchmark
 from lightthinker.evals.controls import gists_swapped
-from lightthinker.evals.evaluate import EvalSettings, evaluate
+from lightthinker.evals.evaluate import evaluate
 from lightthinker.evals.kv_curve import KVCurve
+from lightthinker.evals.methods import find_method, find_methods
 from lightthinker.evals.records import SampleRecord
-from lightthinker.evals.runner import METHODS, find_methods, run_method, run_methods
+from lightthinker.evals.runner import run_method, run_methods
+from lightthinker.evals.settings import EvalSettings
 from lightthinker.tasks import generate
 from lightthinker.testing.models import tiny_checkpoint
 from lightthinker.testing.scripted import TraceSampler
@@ -72,7 +73,7 @@ def test_records_say_what_happened(llm: LLM) -> None:
     records = run_method(
         llm,
         problems,
-        METHODS["lightthinker"],
+        find_method("lightthinker"),
         SAMPLING,
         on_record=lambda record: finished.append(record.problem_id),
     )
@@ -89,7 +90,7 @@ def test_records_say_what_happened(llm: LLM) -> None:
 @pytest.mark.parametrize(("method", "compress"), [("lightthinker", True), ("full_cot", False)])
 def test_costs_are_those_of_the_training_layout(llm: LLM, method: str, compress: bool) -> None:
     assert llm.compression is not None
-    record = run_method(llm, benchmark()[:1], METHODS[method], SAMPLING)[0]
+    record = run_method(llm, benchmark()[:1], find_method(method), SAMPLING)[0]
 
     problem = generate(FAMILY, seed=HELD_OUT_SEEDS, difficulty="tiny")
     messages = [{"role": "user", "content": problem.question}]
@@ -104,7 +105,7 @@ def test_costs_are_those_of_the_training_layout(llm: LLM, method: str, compress:
 
 def test_the_curve_is_a_saw_tooth_whose_top_is_the_peak(llm: LLM) -> None:
     light, full = (
-        run_method(llm, benchmark()[:1], METHODS[name], SAMPLING)[0]
+        run_method(llm, benchmark()[:1], find_method(name), SAMPLING)[0]
         for name in ("lightthinker", "full_cot")
     )
 
@@ -132,14 +133,17 @@ def test_methods_share_problems_and_weights(llm: LLM) -> None:
     assert full.stats.peak_tokens > light.stats.peak_tokens
 
 
-def test_a_method_with_changes_has_its_own_engine_on_the_same_weights(llm: LLM) -> None:
-    engine = METHODS["gists_blanked"].engine(llm)
-
-    assert engine is not llm.engine
-    assert engine.runner.model is llm.engine.runner.model
-    assert engine.compression is not None
-    assert engine.compression.blank_gists
-    assert METHODS["lightthinker"].engine(llm) is llm.engine
+def test_a_method_with_changes_lends_its_settings_to_the_engine(llm: LLM) -> None:
+    own = llm.compression
+    with find_method("gists_blanked").applied_to(llm) as engine:
+        assert engine is llm.engine
+        assert engine.compression is not None
+        assert engine.compression.blank_gists
+        engine.add_request("r", [5, 6], SAMPLING)
+        with pytest.raises(RequestError, match="unfinished"):
+            engine.use_compression(own)
+        engine.abort_request("r")
+    assert llm.engine.compression is own
 
 
 def test_blanked_gists_are_not_seen(random_llm: LLM) -> None:
@@ -148,7 +152,7 @@ def test_blanked_gists_are_not_seen(random_llm: LLM) -> None:
     logits = []
     for name in ("lightthinker", "gists_blanked"):
         random_llm.engine.sampler = sampler = LogitsOf("p0")
-        run_method(random_llm, problems, METHODS[name], sampling)
+        run_method(random_llm, problems, find_method(name), sampling)
         logits.append(torch.stack(sampler.logits))
 
     differs = (logits[0] - logits[1]).abs().amax(dim=1) > 1e-4
@@ -161,12 +165,12 @@ def test_a_failure_leaves_nothing_in_the_engine(llm: LLM) -> None:
         raise RuntimeError("grader")
 
     with pytest.raises(RuntimeError, match="grader"):
-        run_method(llm, benchmark(), METHODS["lightthinker"], SAMPLING, on_record=explode)
+        run_method(llm, benchmark(), find_method("lightthinker"), SAMPLING, on_record=explode)
     # The fixture checks that no request and no page is left.
 
 
 def test_unknown_methods_are_refused_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match="Did you mean 'full_cot'"):
+    with pytest.raises(RequestError, match="Did you mean 'full_cot'"):
         find_methods(["full_cott"])
     assert [m.name for m in find_methods(["lightthinker", "lightthinker"])] == ["lightthinker"]
 
@@ -204,7 +208,7 @@ class LogitsOf:
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
         for row, sequence in zip(logits, sequences, strict=True):
-            if sequence.request_id == self.request_id:
+            if sequence.request_id.partition("#")[0] == self.request_id:
                 self.logits.append(row.clone())
         return [50 + len(s.sampled_ids) % 7 for s in sequences]
 
@@ -232,7 +236,7 @@ def test_swapped_gists_really_replace_the_own_ones(random_llm: LLM) -> None:
         return torch.stack(sampler.logits[-length:])
 
     random_llm.engine.sampler = sampler = LogitsOf("p0")
-    run_method(random_llm, numbered_problems("abc"), METHODS["lightthinker"], sampling)
+    run_method(random_llm, numbered_problems("abc"), find_method("lightthinker"), sampling)
     plain = torch.stack(sampler.logits)
 
     torch.testing.assert_close(last_run("abc", "abc"), plain, msg="an equal problem's gists")
@@ -279,13 +283,13 @@ def test_swapping_needs_two_different_answers(llm: LLM) -> None:
         gists_swapped(llm, benchmark()[:1], SAMPLING)
 
 
-def test_methods_that_change_settings_need_settings(loaded: LLM) -> None:
-    bare = dataclasses.replace(METHODS["gists_blanked"], changes={"blank_gists": True})
+def test_methods_that_compress_need_a_checkpoint_that_does(loaded: LLM) -> None:
     saved: CompressionConfig | None = loaded.compression
     loaded.compression = None
     try:
-        with pytest.raises(ConfigError, match="trained with LightThinker"):
-            bare.engine(loaded)
+        for name in ("lightthinker", "gists_blanked"):
+            with pytest.raises(RequestError, match="trained to compress"):
+                run_methods(loaded, benchmark()[:1], [find_method(name)], SAMPLING)
     finally:
         loaded.compression = saved
 

@@ -22,10 +22,12 @@ from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.errors import CheckpointError
 from lightthinker.evals import tables
 from lightthinker.evals.benchmarks import ALL_FAMILIES, EvalProblem, load_benchmark
+from lightthinker.evals.methods import find_methods
+from lightthinker.evals.provenance import device_name, model_digests
 from lightthinker.evals.records import SampleRecord, samples_path, write_samples
 from lightthinker.evals.report import write_report
-from lightthinker.evals.results import EvalResults, RunInfo, weights_sha256, write_results
-from lightthinker.evals.runner import device_name, find_methods, run_methods
+from lightthinker.evals.results import EvalResults, RunInfo, write_results
+from lightthinker.evals.runner import run_methods
 
 if TYPE_CHECKING:
     from lightthinker.engine.llm import LLM
@@ -84,7 +86,7 @@ def run_demo(
     records = run_methods(llm, problems, find_methods(METHODS), sampling, console=console)
     info = RunInfo(
         benchmark={"name": settings.family, "difficulty": DIFFICULTY},
-        model={"name": Path(model).name, "sha256": weights_sha256(model)},
+        model={"name": Path(model).name, **model_digests(model)},
         device=device_name(llm), seed=settings.seed, command=command,
     )  # fmt: skip
     results = EvalResults.from_records(records, info)

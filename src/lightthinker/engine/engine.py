@@ -10,6 +10,7 @@ thrown away.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from time import monotonic
@@ -138,6 +139,20 @@ class LLMEngine:
                 max_rows=max_rows,
                 max_live_tokens=min(self.pool.num_slots, config.max_graph_live_tokens),
             )
+
+    def use_compression(self, compression: CompressionConfig | None) -> None:
+        """Let requests from now on follow other rules over the same tokens (retention, controls).
+
+        Args:
+            compression: Settings with the token ids of the checkpoint's own.
+
+        Raises:
+            RequestError: Requests are unfinished.
+        """
+        if self._requests:
+            raise RequestError("Compression settings cannot change while requests are unfinished.")
+        self.compression = compression
+        self._intake = dataclasses.replace(self._intake, compression=compression)
 
     def warm_up(self, on_phase: Callable[[str], None] | None = None) -> None:
         """Compile the model and capture the graphs, where there are any to capture.

@@ -11,8 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightthinker.evals.records import SampleRecord
-from lightthinker.evals.results import Comparison
+from lightthinker.evals.summaries import FULL_COT, Comparison, is_lightthinker
 from lightthinker.evals.tables import count, label, percent
+
+MOST_LABELS = 3
+"""With more methods a legend names them, and only the two that the report is about have labels."""
 
 Scale = Callable[[float], float]
 
@@ -76,6 +79,7 @@ class Point:
     low: float
     high: float
     text: str
+    is_labelled: bool = True
     label_x: float = 0.0
     label_y: float = 0.0
 
@@ -94,6 +98,7 @@ class AccuracyChart:
     y_ticks: tuple[Tick, ...]
     families: tuple[Point, ...]
     points: tuple[Point, ...]
+    front: str
 
 
 def nice_ticks(highest: float, *, at_most: int = 6) -> list[float]:
@@ -117,8 +122,8 @@ def kv_chart(
         width: Of the drawing, in CSS pixels.
         height: Likewise.
     """
-    margin = 128 if width > 500 else 106
-    left, right, top, bottom = 44.0, width - margin, 14.0, height - 44.0
+    margin = 128 if width > 500 else 116
+    left, right, top, bottom = 44.0, width - margin, 28.0, height - 44.0
     last_x = max(x for sample in samples for x, _ in sample.kv_curve)
     last_y = max([*(y for s in samples for _, y in s.kv_curve), *mean_peaks.values()])
     x_ticks = nice_ticks(last_x, at_most=7 if width > 500 else 4)
@@ -161,7 +166,7 @@ def accuracy_chart(
     overall: Comparison, by_family: dict[str, Comparison], *, width: int, height: int
 ) -> AccuracyChart:
     """Lay out accuracy against peak tokens: a large dot per method, a small one per family."""
-    left, right, top, bottom = 50.0, width - 16.0, 18.0, height - 40.0
+    left, right, top, bottom = 50.0, width - 16.0, 28.0, height - 44.0
     families = by_family if len(by_family) > 1 else {}
     everything = [s for c in (overall, *families.values()) for s in c.methods.values()]
     x_ticks = nice_ticks(max(s.peak_tokens for s in everything), at_most=6 if width > 500 else 4)
@@ -183,9 +188,13 @@ def accuracy_chart(
         text = f"{label(name)}{where}: accuracy {percent(s.accuracy)}, peak {count(s.peak_tokens)}"
         return Point(
             method=name, label=label(name), x=x, y=y, low=low, high=high, text=text,
+            is_labelled=len(overall.methods) <= MOST_LABELS or name == FULL_COT
+            or is_lightthinker(name),
         )  # fmt: skip
 
     y_values = [floor + i * (1 - floor) / 5 for i in range(6)]
+    points = [point(name, overall, "") for name in overall.methods]
+    points.sort(key=lambda p: not p.is_labelled)
     return AccuracyChart(
         width=width, height=height, left=left, right=right, top=top, bottom=bottom,
         x_ticks=tuple(Tick(at=px(x), text=f"{x:,.0f}") for x in x_ticks),
@@ -193,12 +202,25 @@ def accuracy_chart(
         families=tuple(
             point(name, c, f" on {family}") for family, c in families.items() for name in c.methods
         ),
-        points=tuple(
-            _label_points(
-                [point(name, overall, "") for name in overall.methods], width=width, bottom=bottom
-            )
-        ),
+        points=tuple(_label_points(points, width=width, bottom=bottom)),
+        front=pareto_front([(p.x, p.y) for p in points], right=right),
     )  # fmt: skip
+
+
+def pareto_front(points: Sequence[tuple[float, float]], *, right: float) -> str:
+    """Return the steps along the methods that no other beats in both accuracy and memory.
+
+    Args:
+        points: Chart coordinates; small x is little memory, small y is high accuracy.
+        right: Where the last step ends.
+    """
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if not best or y < best[-1][1]:
+            best.append((x, y))
+    steps = [f"M{best[0][0]},{best[0][1]}"]
+    steps += [f"H{x} V{y}" for x, y in best[1:]]
+    return " ".join([*steps, f"H{right}"])
 
 
 def sparkline(sample: SampleRecord, *, highest: float, longest: float) -> str:
@@ -240,7 +262,7 @@ def _label_points(points: Sequence[Point], *, width: float, bottom: float) -> li
     """Put each label below its dot or above it, wherever it covers no other label."""
     placed: list[Point] = []
     for point in points:
-        half = 4.2 * len(point.label)
+        half = 3.9 * len(point.label)
         x = min(max(point.x, half), width - half)
         below, above = max(point.low + 18, point.y + 26), min(point.high - 8, point.y - 14)
         by_distance = sorted((abs(y - point.y), y) for y in range(12, int(bottom), 4))
@@ -249,7 +271,7 @@ def _label_points(points: Sequence[Point], *, width: float, bottom: float) -> li
 
         def is_free(y: float, x: float = x, half: float = half) -> bool:
             return all(
-                abs(p.label_y - y) >= 16 or abs(p.label_x - x) >= half + 4.2 * len(p.label)
+                abs(p.label_y - y) >= 16 or abs(p.label_x - x) >= half + 3.9 * len(p.label)
                 for p in placed
             )
 

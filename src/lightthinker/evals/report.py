@@ -15,10 +15,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lightthinker.engine.outputs import ThoughtStats
 from lightthinker.errors import DataError
-from lightthinker.evals import tables
-from lightthinker.evals.charts import accuracy_chart, kv_chart, sparkline
+from lightthinker.evals import paper, tables
+from lightthinker.evals.charts import accuracy_chart, kv_chart
+from lightthinker.evals.combine import Run, combine
+from lightthinker.evals.distribution_charts import band_chart, histogram
 from lightthinker.evals.records import (
     SampleRecord,
     group_by,
@@ -26,11 +27,12 @@ from lightthinker.evals.records import (
     samples_path,
     write_text,
 )
-from lightthinker.evals.results import FULL_COT, LIGHTTHINKER, Comparison, EvalResults, read_results
+from lightthinker.evals.report_samples import by_problem, choose_samples
+from lightthinker.evals.results import EvalResults, RunInfo, read_results
+from lightthinker.evals.summaries import FULL_COT, LIGHTTHINKER, Comparison, is_lightthinker
 
-SAMPLES_PER_FAMILY = 6
-MOST_DISAGREEMENTS = 20
 LONGEST_TEXT = 20_000
+NUM_COLORS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,34 +48,17 @@ class Tile:
     baseline_share: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One method's answer to a problem."""
-
-    record: SampleRecord
-    label: str
-    spark: str
-    thoughts: tuple[ThoughtStats, ...]
-    rest: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One problem and what each method made of it."""
-
-    question: str
-    reference: str
-    runs: tuple[Run, ...]
-    differ: bool
-    wrong: bool
-
-
-def render_report(results: EvalResults, records: Sequence[SampleRecord] = ()) -> str:
+def render_report(
+    results: EvalResults,
+    records: Sequence[SampleRecord] = (),
+    infos: Sequence[RunInfo] = (),
+) -> str:
     """Return the report as HTML.
 
     Args:
         results: The aggregates.
         records: Per-sample records; without them the report has no sample charts and no drill-down.
+        infos: How each of several combined runs came about; empty: there is one.
     """
     environment = Environment(
         loader=PackageLoader("lightthinker.evals"), autoescape=True, undefined=StrictUndefined,
@@ -87,60 +72,83 @@ def render_report(results: EvalResults, records: Sequence[SampleRecord] = ()) ->
         "duration": tables.duration,
         "data_size": tables.data_size,
         "change": tables.change,
+        "p_value": tables.p_value,
         "label": tables.label,
         "control": tables.control,
         "clip": _clip,
     }
-    problems = _by_problem(records)
+    overall = results.overall
+    environment.filters["series"] = _series(overall.methods).__getitem__
+    problems = by_problem(records)
     example = _typical(problems)
-    peaks = {name: s.peak_tokens for name, s in results.overall.methods.items()}
+    peaks = {name: s.peak_tokens for name, s in overall.methods.items()}
     shown = _first_two(peaks)
     charts = []
     if example:
         lines = [record for record in example if record.method in shown]
         means = {name: peaks[name] for name in shown}
         charts = [kv_chart(lines, means, width=w, height=h) for w, h in ((860, 330), (370, 290))]
+    by_method = {name: rows for name, rows in group_by(records, "method").items() if name in peaks}
+    folding = next((name for name in by_method if is_lightthinker(name)), "")
+    compressed = [r for r in by_method.get(folding, ()) if any(t.num_gists for t in r.thoughts)]
+    families = results.by_family if len(results.by_family) > 1 else {}
     return environment.get_template("report.html").render(
         results=results,
+        infos=list(infos) or [results.info],
         title=_title(results),
-        tiles=_tiles(results.overall),
-        rows=tables.headline_rows(results.overall),
+        tiles=_tiles(overall),
+        rows=tables.headline_rows(overall),
         columns=tables.COLUMNS,
-        verdict=tables.verdict(results.overall),
-        families=results.by_family if len(results.by_family) > 1 else {},
+        verdict=tables.verdict(overall),
+        families=families,
         kv_charts=charts,
         example=example,
         accuracy_charts=[
-            accuracy_chart(results.overall, results.by_family, width=w, height=h)
-            for w, h in ((860, 340), (370, 300))
+            accuracy_chart(overall, families if len(peaks) <= 3 else {}, width=w, height=h)
+            for w, h in ((860, 360), (370, 340))
         ],
-        samples=_samples(problems),
+        band_charts=[
+            band_chart(by_method, width=w, height=h) for w, h in ((860, 340), (370, 300))
+        ] if by_method else [],
+        histograms=[
+            histogram(folding, compressed, width=w, height=h) for w, h in ((860, 240), (370, 220))
+        ] if compressed else [],
+        paper=_paper_rows(overall),
+        paper_source=paper,
+        samples=choose_samples(problems),
         num_problems=len(problems),
-    )
+        several=max(s.num_samples for s in overall.methods.values()) > 1,
+    )  # fmt: skip
 
 
 def write_report(
-    results_path: Path, output: Path | None = None, *, overwrite: bool = False
+    results_paths: Path | Sequence[Path], output: Path | None = None, *, overwrite: bool = False
 ) -> Path:
-    """Write the report of a results file, with its per-sample records if they lie beside it.
+    """Write the report of results files, with the per-sample records that lie beside them.
 
     Args:
-        results_path: A results JSON file, or a folder that holds one.
-        output: Where to write; by default beside the results, as `.html`.
+        results_paths: Results JSON files, or folders that hold one each; several are compared.
+        output: Where to write; by default beside the first, as `.html`.
         overwrite: Replace an existing report.
 
     Returns:
         The report's path.
 
     Raises:
-        DataError: There are no results to be read.
+        DataError: There are no results to be read, or a file is half-written.
         ConfigError: The report exists and `overwrite` is false.
     """
-    path = _find_results(results_path)
-    samples = samples_path(path)
-    records = read_samples(samples) if samples.is_file() else []
-    target = output or path.with_suffix(".html")
-    write_text(target, render_report(read_results(path), records), overwrite=overwrite)
+    given = [results_paths] if isinstance(results_paths, Path) else list(results_paths)
+    paths = [_find_results(path) for path in given]
+    runs = []
+    for path in paths:
+        samples = samples_path(path)
+        records = read_samples(samples) if samples.is_file() else []
+        runs.append(Run(results=read_results(path), records=records))
+    together = combine(runs)
+    target = output or paths[0].with_suffix(".html")
+    html = render_report(together.results, together.records, [run.results.info for run in runs])
+    write_text(target, html, overwrite=overwrite)
     return target
 
 
@@ -160,18 +168,23 @@ def _title(results: EvalResults) -> str:
     return f"{results.info.model.get('name', 'model')} on {results.info.benchmark['name']}"
 
 
+def _light(methods: Iterable[str]) -> str:
+    """Return LightThinker's name among the methods, as it was written."""
+    return next((name for name in methods if is_lightthinker(name)), LIGHTTHINKER)
+
+
 def _first_two(methods: Iterable[str]) -> list[str]:
     names = list(methods)
-    return [name for name in (FULL_COT, LIGHTTHINKER) if name in names] or names[:2]
+    return [name for name in (FULL_COT, _light(names)) if name in names] or names[:2]
 
 
 def _tiles(overall: Comparison) -> list[Tile]:
-    methods = overall.methods
-    if FULL_COT not in methods or LIGHTTHINKER not in methods or overall.paired is None:
+    methods, light = overall.methods, _light(overall.methods)
+    if FULL_COT not in methods or light not in methods or overall.paired is None:
         return []
     tiles = []
     for column in tables.COLUMNS[:4]:
-        ours, base = column.value(methods[LIGHTTHINKER]), column.value(methods[FULL_COT])
+        ours, base = column.value(methods[light]), column.value(methods[FULL_COT])
         largest = 1.0 if column.name == "accuracy" else max(ours, base, 1e-9)
         changed = tables.change(ours / base) if base else ""
         if column.name == "accuracy":
@@ -186,8 +199,41 @@ def _tiles(overall: Comparison) -> list[Tile]:
     return tiles
 
 
-def _by_problem(records: Iterable[SampleRecord]) -> list[list[SampleRecord]]:
-    return list(group_by(records, "problem_id").values())
+def _series(methods: Iterable[str]) -> dict[str, str]:
+    """Return a class, and so a color, for every method; the same in all charts."""
+    names = list(methods)
+    light = _light(names)
+    others = [name for name in names if name not in (FULL_COT, light)]
+    classes = {name: f"s{i % NUM_COLORS}" for i, name in enumerate(others)}
+    return {FULL_COT: FULL_COT, light: LIGHTTHINKER, **classes}
+
+
+def _paper_rows(overall: Comparison) -> list[dict[str, Any]]:
+    """Return our numbers beside the paper's, each with its change against its own full CoT."""
+    baseline = overall.methods.get(FULL_COT)
+    rows = []
+    for name, ours in overall.methods.items():
+        theirs = paper.paper_numbers(name)
+        if theirs is None:
+            continue
+        cells = [
+            (
+                numbers,
+                numbers.accuracy - full.accuracy,
+                numbers.peak_tokens / full.peak_tokens,
+                numbers.dep / full.dep,
+            )
+            for numbers, full in zip(theirs, paper.PAPER[FULL_COT], strict=True)
+        ]
+        own = None
+        if baseline is not None and baseline is not ours:
+            own = (
+                ours.accuracy - baseline.accuracy,
+                ours.peak_tokens / baseline.peak_tokens,
+                ours.dep_paper / max(baseline.dep_paper, 1e-9),
+            )
+        rows.append({"method": name, "ours": ours, "own": own, "theirs": cells})
+    return rows
 
 
 def _typical(problems: Sequence[Sequence[SampleRecord]]) -> Sequence[SampleRecord] | None:
@@ -201,43 +247,6 @@ def _typical(problems: Sequence[Sequence[SampleRecord]]) -> Sequence[SampleRecor
     peaks = [max(record.stats.peak_tokens for record in rows) for rows in good]
     middle = fmean(peaks)
     return min(zip(peaks, good, strict=True), key=lambda pair: abs(pair[0] - middle))[1]
-
-
-def _samples(problems: Sequence[Sequence[SampleRecord]]) -> dict[str, list[Sample]]:
-    """Return the first problems of each family, and those on which the methods disagree."""
-    shown: dict[str, list[Sample]] = {}
-    disagreements = 0
-    for rows in problems:
-        family = shown.setdefault(rows[0].family, [])
-        compared = [r.correct for r in rows if r.method in (FULL_COT, LIGHTTHINKER)]
-        differ = len(set(compared)) > 1
-        if len(family) >= SAMPLES_PER_FAMILY:
-            if not differ or disagreements >= MOST_DISAGREEMENTS:
-                continue
-            disagreements += 1
-        family.append(_sample(rows, differ))
-    return shown
-
-
-def _sample(rows: Sequence[SampleRecord], differ: bool) -> Sample:
-    highest = max(y for record in rows for _, y in record.kv_curve)
-    longest = max(x for record in rows for x, _ in record.kv_curve)
-    ordered = sorted(rows, key=lambda r: (r.method != LIGHTTHINKER, r.method != FULL_COT))
-    runs = tuple(
-        Run(
-            record=record,
-            label=tables.label(record.method),
-            spark=sparkline(record, highest=highest, longest=longest),
-            thoughts=record.thoughts,
-            rest=record.answer,
-        )
-        for record in ordered
-    )
-    wrong = not all(r.correct for r in rows if r.method in (FULL_COT, LIGHTTHINKER))
-    return Sample(
-        question=rows[0].question, reference=rows[0].reference, runs=runs, differ=differ,
-        wrong=wrong,
-    )  # fmt: skip
 
 
 def _clip(text: Any, longest: int = LONGEST_TEXT) -> str:

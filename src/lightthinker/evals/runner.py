@@ -1,27 +1,29 @@
-"""Runs a benchmark under several methods in one engine, and records every sample.
+"""Runs problems under a method in the engine, and records every sample as it ends.
 
-A method is a switch of compression plus changes to the checkpoint's compression settings; with
-changes it gets an engine of its own over the same weights. Time is the engine's alone: each
-step's duration is split evenly among the requests that ran in it, so that the times of families
-add up. Knows nothing of files.
+Each (problem, sample) is a request of its own with a seed of its own, so that results depend
+neither on the batch nor on how the work is divided. Time is the engine's alone: each step's
+duration is split evenly among the requests that ran in it, so that the times of families add up.
+Knows nothing of files.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lightthinker.engine.sampling_params import SamplingParams
-from lightthinker.errors import ConfigError, suggestion
 from lightthinker.evals.benchmarks import EvalProblem
 from lightthinker.evals.kv_curve import KVCurve
-from lightthinker.evals.records import SampleRecord
+from lightthinker.evals.methods import Method, Targets
+from lightthinker.evals.progress import EvalProgress
+from lightthinker.evals.records import SampleRecord, role_runs
 
 if TYPE_CHECKING:
     from lightthinker.engine.engine import LLMEngine
@@ -30,59 +32,7 @@ if TYPE_CHECKING:
     from lightthinker.engine.sequence import Sequence as EngineSequence
 
 OnRecord = Callable[[SampleRecord], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """One way to run a checkpoint.
-
-    Attributes:
-        name: Key in results.
-        compression: Whether triggers compress.
-        changes: Fields of the checkpoint's CompressionConfig to replace.
-    """
-
-    name: str
-    compression: bool
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-    def engine(self, llm: LLM) -> LLMEngine:
-        """Return the engine that runs this method: the LLM's own unless settings change."""
-        if not self.changes:
-            return llm.engine
-        from lightthinker.engine.engine import LLMEngine
-
-        if llm.compression is None:
-            raise ConfigError(f"Method {self.name!r} needs a checkpoint trained with LightThinker.")
-        compression = dataclasses.replace(llm.compression, **self.changes)
-        engine = llm.engine
-        return LLMEngine(
-            engine.runner.model, llm.tokenizer, compression, config=engine.config,
-            sampler=engine.sampler,
-        )  # fmt: skip
-
-
-METHODS = {
-    method.name: method
-    for method in (
-        Method(name="full_cot", compression=False),
-        Method(name="lightthinker", compression=True),
-        Method(name="gists_blanked", compression=True, changes={"blank_gists": True}),
-    )
-}
-
-
-def find_methods(names: Sequence[str]) -> list[Method]:
-    """Return methods by name.
-
-    Raises:
-        ConfigError: An unknown name.
-    """
-    for name in names:
-        if name not in METHODS:
-            hint = suggestion(name, METHODS)
-            raise ConfigError(f"Unknown method {name!r}; there are {', '.join(METHODS)}.{hint}")
-    return [METHODS[name] for name in dict.fromkeys(names)]
+Key = tuple[str, str, int]
 
 
 def run_method(
@@ -91,6 +41,9 @@ def run_method(
     method: Method,
     sampling: SamplingParams,
     *,
+    num_samples: int = 1,
+    targets: Targets | None = None,
+    done: Mapping[Key, SampleRecord] | None = None,
     on_record: OnRecord | None = None,
 ) -> list[SampleRecord]:
     """Answer every problem with one method, batched by the engine.
@@ -99,43 +52,28 @@ def run_method(
         llm: A loaded checkpoint.
         problems: What to answer.
         method: How to run the checkpoint.
-        sampling: Sampling parameters; `compression` is set by the method.
-        on_record: Called with each record as soon as its sample is finished and graded.
+        sampling: Sampling parameters; `compression` is set by the method, and a seed is made into
+            one for each sample.
+        num_samples: Samples of each problem.
+        targets: What LightThinker held, for a method whose budget is matched to it.
+        done: Records that exist already, by key; they are not run again.
+        on_record: Called with each new record as soon as its sample is finished and graded.
 
     Returns:
-        One record per problem, in the problems' order.
+        One record per problem and sample, in the problems' order, those of `done` included.
     """
-    engine = method.engine(llm)
-    params = dataclasses.replace(sampling, compression=method.compression)
-    prompts = [llm.prompt_ids(problem.messages) for problem in problems]
-    _warm_up(engine, prompts[:1], params)
-    watches = {problem.id: _Watch() for problem in problems}
+    records = dict(done or {})
+    keys = [(method.name, p.id, sample) for p in problems for sample in range(num_samples)]
     by_id = {problem.id: problem for problem in problems}
-    records: dict[str, SampleRecord] = {}
-    try:
-        for problem, prompt in zip(problems, prompts, strict=True):
-            engine.add_request(problem.id, prompt, params, stream=False)
-        while engine.has_unfinished_requests():
-            started = time.perf_counter()
-            outputs = engine.step()
-            duration = time.perf_counter() - started
-            ran = {sequence.request_id for sequence in engine.scheduler.running}
-            ran |= {output.request_id for output in outputs}
-            for name in ran:
-                watches[name].time_s += duration / len(ran)
-            for sequence in engine.scheduler.running:
-                watches[sequence.request_id].observe(sequence)
-            for output in outputs:
-                problem, watch = by_id[output.request_id], watches[output.request_id]
-                record = _record(llm, problem, method, output.outputs[0], watch)
-                records[problem.id] = record
+    missing = [(by_id[key[1]], key[2]) for key in keys if key not in records]
+    if missing:
+        run = _Run(llm, method, sampling, missing, targets or {})
+        with method.applied_to(llm), closing(run.records()) as finished:
+            for record in finished:
+                records[record.key] = record
                 if on_record:
                     on_record(record)
-    except BaseException:
-        for problem in problems:
-            engine.abort_request(problem.id)
-        raise
-    return [records[problem.id] for problem in problems]
+    return [records[key] for key in keys]
 
 
 def run_methods(
@@ -144,75 +82,190 @@ def run_methods(
     methods: Sequence[Method],
     sampling: SamplingParams,
     *,
+    num_samples: int = 1,
+    targets: Targets | None = None,
+    done: Mapping[Key, SampleRecord] | None = None,
+    on_record: OnRecord | None = None,
     console: Console | None = None,
 ) -> list[SampleRecord]:
-    """Run several methods one after another, with progress and running accuracy on a terminal."""
-    console = console or Console(stderr=True)
+    """Run several methods one after another, with progress and running accuracy on a terminal.
+
+    Args:
+        llm: A loaded checkpoint.
+        problems: What to answer.
+        methods: How to run it.
+        sampling: As for `run_method`.
+        num_samples: As for `run_method`.
+        targets: As for `run_method`.
+        done: As for `run_method`.
+        on_record: As for `run_method`.
+        console: For progress.
+
+    Returns:
+        All records, method by method.
+    """
+    done = done or {}
+    for method in methods:
+        check_requests(llm, problems, method, sampling, targets or {})
     records: list[SampleRecord] = []
-    columns = ("[bold]{task.description}", "{task.fields[status]}")
-    with Progress(
-        TextColumn(columns[0]), BarColumn(), MofNCompleteColumn(), TextColumn(columns[1]),
-        TimeRemainingColumn(), console=console, disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
+    with EvalProgress(console) as progress:
         for method in methods:
-            task = progress.add_task(method.name, total=len(problems), status="")
-            verdicts: list[bool] = []
+            progress.start(method.name, len(problems) * num_samples)
+            for record in done.values():
+                if record.method == method.name:
+                    progress.advance(record)
 
-            def advance(record: SampleRecord, task: Any = task, seen: Any = verdicts) -> None:
-                seen.append(record.correct)
-                status = f"{100 * sum(seen) / len(seen):.1f} % correct"
-                progress.update(task, advance=1, status=status)
+            def finished(record: SampleRecord) -> None:
+                if on_record:
+                    on_record(record)
+                progress.advance(record)
 
-            records += run_method(llm, problems, method, sampling, on_record=advance)
+            records += run_method(
+                llm, problems, method, sampling, num_samples=num_samples, targets=targets,
+                done=done,
+                on_record=finished,
+            )  # fmt: skip
     return records
 
 
-def device_name(llm: LLM) -> str:
-    """Return where a model runs, in words."""
-    if llm.device.type == "cuda":
-        import torch
+def check_requests(
+    llm: LLM,
+    problems: Sequence[EvalProblem],
+    method: Method,
+    sampling: SamplingParams,
+    targets: Targets,
+) -> None:
+    """Refuse what the engine would refuse, before hours of work: too long a prompt, and so on.
 
-        return torch.cuda.get_device_name(llm.device)
-    import os
-    import platform
+    Raises:
+        LightThinkerError: The engine's own.
+    """
+    with method.applied_to(llm) as engine:
+        for problem in problems:
+            prompt = llm.prompt_ids(problem.messages)
+            params = method.params(
+                sampling, family=problem.family, num_prompt_tokens=len(prompt), targets=targets
+            )
+            engine.add_request(problem.id, prompt, params, stream=False)
+            engine.abort_request(problem.id)
 
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+def sample_seed(seed: int, problem_id: str, sample: int) -> int:
+    """Return the seed of one sample: the same in every batch, shard and process."""
+    digest = hashlib.sha256(f"{seed}/{problem_id}/{sample}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
 
 
 @dataclass
 class _Watch:
+    problem: EvalProblem
+    sample: int
+    sequence: EngineSequence
+    curve: KVCurve
     time_s: float = 0.0
-    curve: KVCurve | None = None
 
-    def observe(self, sequence: EngineSequence) -> None:
-        if not sequence.sampled_ids:
-            return
-        if self.curve is None:
-            self.curve = KVCurve(len(sequence.prompt_ids))
-        freed = sequence.tokens_freed
-        self.curve.observe(len(sequence.sampled_ids), len(sequence.live), freed)
+    def observe(self) -> None:
+        sequence = self.sequence
+        if sequence.sampled_ids:
+            freed = sequence.tokens_freed
+            self.curve.observe(len(sequence.sampled_ids), len(sequence.live), freed)
 
 
-def _record(
-    llm: LLM, problem: EvalProblem, method: Method, output: CompletionOutput, watch: _Watch
-) -> SampleRecord:
-    stats = output.stats
+class _Run:
+    """Feeds requests to the engine, as many at a time as it runs at once."""
+
+    def __init__(
+        self,
+        llm: LLM,
+        method: Method,
+        sampling: SamplingParams,
+        work: Sequence[tuple[EvalProblem, int]],
+        targets: Targets,
+    ):
+        self.llm, self.method, self.sampling, self.targets = llm, method, sampling, targets
+        self.engine = llm.engine
+        self.waiting = list(reversed(work))
+        self.watches: dict[str, _Watch] = {}
+
+    def records(self) -> Generator[SampleRecord]:
+        """Run everything; yields records as samples end, and leaves nothing in the engine."""
+        engine = self.engine
+        _warm_up(engine, *self._request(self.waiting[-1][0]))
+        try:
+            while self.waiting or self.watches:
+                self._feed()
+                started = time.perf_counter()
+                outputs = engine.step()
+                duration = time.perf_counter() - started
+                ran = {sequence.request_id for sequence in engine.scheduler.running}
+                ran |= {output.request_id for output in outputs}
+                for name in ran:
+                    self.watches[name].time_s += duration / len(ran)
+                for sequence in engine.scheduler.running:
+                    self.watches[sequence.request_id].observe()
+                for output in outputs:
+                    watch = self.watches.pop(output.request_id)
+                    watch.observe()
+                    yield _record(self.llm, self.method, output.outputs[0], watch)
+        finally:
+            for name in self.watches:
+                engine.abort_request(name)
+
+    def _feed(self) -> None:
+        while self.waiting and len(self.watches) < self.engine.config.max_num_seqs:
+            problem, sample = self.waiting.pop()
+            name = f"{problem.id}#{sample}"
+            prompt, params = self._request(problem)
+            if params.seed is not None:
+                seed = sample_seed(params.seed, problem.id, sample)
+                params = dataclasses.replace(params, seed=seed)
+            self.engine.add_request(name, prompt, params, stream=False)
+            sequence = self.engine.scheduler.waiting[-1]
+            assert sequence.request_id == name
+            curve = KVCurve(len(sequence.prompt_ids))
+            self.watches[name] = _Watch(problem, sample, sequence, curve)
+
+    def _request(self, problem: EvalProblem) -> tuple[list[int], SamplingParams]:
+        prompt = self.llm.prompt_ids(problem.messages)
+        params = self.method.params(
+            self.sampling, family=problem.family, num_prompt_tokens=len(prompt),
+            targets=self.targets,
+        )  # fmt: skip
+        return prompt, params
+
+
+def _record(llm: LLM, method: Method, output: CompletionOutput, watch: _Watch) -> SampleRecord:
+    stats, problem = output.stats, watch.problem
     assert stats is not None, "a finished request has its costs"
-    curve = watch.curve or KVCurve(stats.num_prompt_tokens)
+    layout, policy = watch.sequence.builder.build(), watch.sequence.params.policy
+    num_visible = int(layout.is_output.sum())
+    grade = problem.judge(output.text) if problem.judge else None
     return SampleRecord(
         problem_id=problem.id,
         family=problem.family,
+        subset=problem.subset,
+        prompt=problem.prompt,
         method=method.name,
+        sample=watch.sample,
+        budget=policy.limit(len(layout), stats.num_prompt_tokens) if policy else None,
         question=problem.question,
         reference=problem.reference,
         answer=final_answer(llm, output),
         text=output.text,
-        correct=problem.grade(output.text),
+        correct=grade.flexible if grade else problem.grade(output.text),
+        correct_strict=grade.strict if grade else None,
+        correct_flexible=grade.flexible if grade else None,
+        extracted_strict=grade.extracted_strict if grade else None,
+        extracted_flexible=grade.extracted_flexible if grade else None,
         chance=problem.chance,
         finish_reason=output.finish_reason,
         thoughts=tuple(output.thoughts),
         stats=stats,
-        kv_curve=curve.finish(stats.num_sampled_tokens),
+        num_generated_tokens=len(layout) - stats.num_prompt_tokens,
+        num_visible_tokens=num_visible,
+        kv_bytes_area=stats.mean_live_tokens * num_visible * llm.kv_bytes_per_token,
+        roles=role_runs(layout.role.tolist()),
+        kv_curve=watch.curve.finish(stats.num_sampled_tokens),
         time_s=watch.time_s,
     )
 
@@ -229,10 +282,8 @@ def final_answer(llm: LLM, output: CompletionOutput) -> str:
     return rest.strip()
 
 
-def _warm_up(engine: LLMEngine, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
-    for prompt in prompts:
-        engine.add_request(
-            "warm-up", prompt, dataclasses.replace(params, max_tokens=4), stream=False
-        )
+def _warm_up(engine: LLMEngine, prompt: Sequence[int], params: SamplingParams) -> None:
+    short = dataclasses.replace(params, max_tokens=4)
+    engine.add_request("warm-up", prompt, short, stream=False)
     while engine.has_unfinished_requests():
         engine.step()

@@ -14,9 +14,15 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightthinker.evals.results import FULL_COT, Comparison, MethodSummary
+from lightthinker.evals.summaries import FULL_COT, Comparison, MethodSummary
 
-LABELS = {FULL_COT: "full CoT", "lightthinker": "LightThinker"}
+LABELS = {
+    FULL_COT: "full CoT", "lightthinker": "LightThinker",
+    "lightthinker_thought": "LightThinker (thought)",
+    "lightthinker_token": "LightThinker (token)", "anllm": "AnLLM", "h2o": "H2O", "r_kv": "R-KV",
+    "snapkv": "SnapKV", "tova": "TOVA", "sepllm": "SepLLM", "streaming_llm": "StreamingLLM",
+    "random": "random eviction",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +56,13 @@ class Row:
 
 
 def label(method: str) -> str:
-    """Return a method's name as people write it."""
-    return LABELS.get(method, method.replace("_", " "))
+    """Return a method's name as people write it, with its options and its model if it has any."""
+    method, at, model = method.partition(" @ ")
+    name, _, options = method.partition(":")
+    text = LABELS.get(name, name.replace("_", " "))
+    if options:
+        text += f", {options.replace('match=', 'matched ').replace('=', ' ').replace(',', ', ')}"
+    return f"{text}{at}{model}"
 
 
 def percent(share: float) -> str:
@@ -105,6 +116,11 @@ def change(ratio: float) -> str:
     """Write a ratio as a change: 0.33 -> '−67 %'."""
     rounded = round(100 * (ratio - 1))
     return f"{rounded:+d} %".replace("-", "−") if rounded else "±0 %"
+
+
+def p_value(p: float) -> str:
+    """Write a p-value with its sign: '= 0.031', '< 0.001'."""
+    return "< 0.001" if p < 0.001 else f"= {p:.2g}"
 
 
 COLUMNS = (

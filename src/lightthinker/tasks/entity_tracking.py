@@ -125,6 +125,8 @@ FAMILY = TaskFamily(
         "demo": EntityTrackingSize(num_moves=(4, 6), num_people=(5, 6)),
         "standard": EntityTrackingSize(num_moves=(8, 10), num_people=(6, 7)),
         "long": EntityTrackingSize(num_moves=(34, 38), num_people=(7, 8)),
+        "4k": EntityTrackingSize(num_moves=(64, 70), num_people=(7, 8)),
+        "8k": EntityTrackingSize(num_moves=(130, 138), num_people=(7, 8)),
         "mixed": EntityTrackingSize(num_moves=(1, 11), num_people=(4, 7), num_queried=(2, 3)),
     },
     build=build,

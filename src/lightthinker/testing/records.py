@@ -8,7 +8,7 @@ import numpy as np
 
 from lightthinker.engine.outputs import CompletionOutput, CompressionStats, ThoughtStats
 from lightthinker.evals.kv_curve import KVCurve
-from lightthinker.evals.records import SampleRecord
+from lightthinker.evals.records import RoleRuns, SampleRecord, role_runs
 from lightthinker.layout import LayoutRules, Role
 from lightthinker.layout_builder import LayoutBuilder
 
@@ -23,6 +23,22 @@ def simulated_stats(
     bytes_per_token: int = 1024,
 ) -> tuple[CompressionStats, tuple[tuple[int, int], ...]]:
     """Return costs and KV curve of a sample with thoughts of these lengths, triggers included."""
+    stats, curve, _ = _simulate(
+        thought_lengths, num_prompt=num_prompt, num_answer=num_answer, num_gists=num_gists,
+        compression=compression, bytes_per_token=bytes_per_token,
+    )  # fmt: skip
+    return stats, curve
+
+
+def _simulate(
+    thought_lengths: Sequence[int],
+    *,
+    num_prompt: int = 40,
+    num_answer: int = 8,
+    num_gists: int,
+    compression: bool,
+    bytes_per_token: int = 1024,
+) -> tuple[CompressionStats, tuple[tuple[int, int], ...], RoleRuns]:
     rules = LayoutRules(method="thought" if compression else "full", num_gists=num_gists)
     builder = LayoutBuilder(rules)
     builder.prompt(num_prompt)
@@ -54,7 +70,7 @@ def simulated_stats(
         dep_full=layout.dep_full(),
         kv_bytes_peak=peak * bytes_per_token,
     )
-    return stats, curve.finish(sampled)
+    return stats, curve.finish(sampled), role_runs(builder.role)
 
 
 def simulated_output(
@@ -96,15 +112,17 @@ def simulated_record(
     chance: float | None = 0.001,
     num_gists: int = 4,
     time_s: float = 0.25,
+    sample: int = 0,
 ) -> SampleRecord:
     """Return a sample; `lengths` are the thoughts' tokens, by default a third of their letters."""
     lengths = [max(2, len(t) // 3) for t in thoughts] if lengths is None else lengths
     compression = method != "full_cot"
-    stats, curve = simulated_stats(lengths, compression=compression, num_gists=num_gists)
+    stats, curve, roles = _simulate(lengths, compression=compression, num_gists=num_gists)
     return SampleRecord(
         problem_id=problem_id,
         family=family,
         method=method,
+        sample=sample,
         question=question,
         reference=reference,
         answer=answer,
@@ -114,6 +132,10 @@ def simulated_record(
         finish_reason="stop",
         thoughts=tuple(_thoughts(thoughts, lengths, num_gists if compression else 0)),
         stats=stats,
+        num_generated_tokens=stats.num_sampled_tokens + stats.num_gist_tokens,
+        num_visible_tokens=stats.num_sampled_tokens,
+        kv_bytes_area=stats.mean_live_tokens * stats.num_sampled_tokens * 1024,
+        roles=roles,
         kv_curve=curve,
         time_s=time_s,
     )

@@ -1,0 +1,304 @@
+"""Run what the committed tables say, and write them: `make reproduce`.
+
+    python scripts/reproduce.py main_table --checkpoint lightthinker=runs/a --checkpoint anllm=b
+    python scripts/reproduce.py main_table budget_sweep long_reasoning --devices cuda:0,cuda:1
+    python scripts/reproduce.py gsm8k_methods --data test.jsonl --checkpoint lightthinker=runs/gsm8k
+    python scripts/reproduce.py main_table --smoke     # the bundled model, a few problems, on a CPU
+
+Every step is an evaluation of its own under runs/reproduce/, with a journal: the same command goes
+on after a crash, and steps that are finished are not run again. A table is written to
+results/TARGET.json from real runs only; a smoke run's stays beside its steps. The last line printed
+is the tables' paths as JSON.
+
+Checkpoints: `lightthinker` (needed; by default the bundled model), and, where they were trained,
+`full_cot` (else the lightthinker checkpoint with compression off), `lightthinker_token`, `anllm`.
+Eviction methods run on the full-CoT checkpoint with LightThinker's mean and peak live tokens of the
+same task as budgets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightthinker.demo.loading import BUNDLED, model_path, open_llm
+from lightthinker.errors import LightThinkerError
+from lightthinker.evals.combine import Run, combine
+from lightthinker.evals.evaluate import Evaluation
+from lightthinker.evals.journal import journal_path, settings_difference
+from lightthinker.evals.records import read_samples, samples_path, write_samples, write_text
+from lightthinker.evals.report import render_report
+from lightthinker.evals.results import EvalResults, read_results, write_results
+from lightthinker.evals.rows import check_table, markdown, paired_rows, table_rows
+from lightthinker.evals.settings import EvalSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGETS = ("main_table", "budget_sweep", "long_reasoning", "gsm8k_methods", "bundled_model")
+TABLE_NAMES = {"gsm8k_methods": "smollm2_gsm8k_methods"}
+EVICTION = ("streaming_llm", "sepllm", "h2o", "r_kv", "snapkv", "tova", "random")
+TRAINED = ("lightthinker_token", "anllm")
+WITH_TRAINED = ("main_table", "gsm8k_methods")
+BUDGETS = (96, 128, 192, 256, 384, 512)
+LENGTHS = {"long": ("2k", 3500), "4k": ("4k", 7000), "8k": ("8k", 13500)}
+FAMILIES = ("programs", "word_problems", "entity_tracking", "multiplication", "register_machine")
+BUNDLED_ARGUMENTS = (
+    "eval demo --methods full_cot,lightthinker,gists_blanked --swap-gists --num-problems 1000 "
+    "--max-tokens 1100 --card --output results/bundled_model.json --overwrite"
+)
+SMOKE_GSM8K = (
+    ("Ann has 3 apples and buys 4. How many has she?", "3+4=7\n#### 7"),
+    ("A box holds 6 eggs. How many eggs are in 5 boxes?", "6*5=30\n#### 30"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One evaluation of a table.
+
+    Attributes:
+        name: Of its files.
+        checkpoint: Which checkpoint runs it.
+        settings: What it runs.
+        suffix: Behind the tasks' names in the table.
+    """
+
+    name: str
+    checkpoint: str
+    settings: EvalSettings
+    suffix: str = ""
+
+
+class Reproduction:
+    """The steps of one target, and its table."""
+
+    def __init__(self, target: str, options: argparse.Namespace):
+        self.target, self.options = target, options
+        self.folder = Path(options.runs) / ("smoke" if options.smoke else "full") / target
+        given = dict(item.split("=", 1) for item in options.checkpoint)
+        if unknown := set(given) - {"lightthinker", "full_cot", *TRAINED}:
+            sys.exit(f"error: unknown checkpoint {unknown.pop()!r}; see --help.")
+        self.checkpoints = {"lightthinker": BUNDLED, **given}
+        self.checkpoints.setdefault("full_cot", self.checkpoints["lightthinker"])
+        self.skipped = {
+            name: "no checkpoint was given" for name in TRAINED if name not in self.checkpoints
+        }
+
+    def run(self) -> Path:
+        """Run all steps; returns the table's path."""
+        steps = [step for group in getattr(self, f"_{self.target}")() for step in group]
+        runs = [(step, self._run(step)) for step in steps]
+        table = self._table(runs)
+        check_table(table)
+        path = self.folder / f"{self.target}.json"
+        if not self.options.smoke:
+            path = ROOT / "results" / f"{TABLE_NAMES.get(self.target, self.target)}.json"
+        write_text(path, json.dumps(table, indent=2) + "\n", overwrite=True)
+        print(markdown(table["rows"]))
+        self._report(runs)
+        return path
+
+    def _main_table(self) -> list[list[Step]]:
+        max_tokens = 100 if self.options.smoke else 1100
+        return self._methods(self._settings(self._families(), max_tokens), "standard")
+
+    def _gsm8k_methods(self) -> list[list[Step]]:
+        if self.options.smoke:
+            self.options.data = self.folder / "test.jsonl"
+            rows = (json.dumps({"question": q, "answer": a}) for q, a in SMOKE_GSM8K)
+            write_text(self.options.data, "".join(f"{row}\n" for row in rows), overwrite=True)
+        task = "gsm8k:plain" if self.options.data is None else f"gsm8k:plain={self.options.data}"
+        max_tokens = 40 if self.options.smoke else 1024
+        base = self._settings((task,), max_tokens)
+        return self._methods({**base, "num_problems": self.options.num_problems}, "standard")
+
+    def _methods(self, base: dict[str, Any], difficulty: str) -> list[list[Step]]:
+        base = {**base, "difficulty": "tiny" if self.options.smoke else difficulty}
+        light = self._step("lightthinker", "lightthinker", ("lightthinker",), base)
+        match = {**base, "match_to": self._path(light)}
+        evicting = tuple(f"{name}:match={how}" for how in ("mean", "peak") for name in EVICTION)
+        trained = [
+            self._step(name, name, (name,), base) for name in TRAINED if name in self.checkpoints
+        ]
+        return [
+            [light, self._step("full_cot", "full_cot", ("full_cot",), base), *trained],
+            [self._step("eviction", "full_cot", evicting, match)],
+        ]
+
+    def _budget_sweep(self) -> list[list[Step]]:
+        smoke = self.options.smoke
+        base = self._settings(self._families(), 100 if smoke else 1100)
+        base["difficulty"] = "tiny" if smoke else "standard"
+        budgets = (300, 400) if smoke else BUDGETS
+        evicting = tuple(f"{name}:budget={budget}" for name in EVICTION for budget in budgets)
+        return [
+            [
+                self._step("lightthinker", "lightthinker", ("lightthinker",), base),
+                self._step("full_cot", "full_cot", ("full_cot",), base),
+                self._step("eviction", "full_cot", evicting, base),
+            ]
+        ]
+
+    def _long_reasoning(self) -> list[list[Step]]:
+        steps = []
+        lengths = {"tiny": ("tiny", 100), "demo": ("demo", 100)} if self.options.smoke else LENGTHS
+        for difficulty, (name, max_tokens) in lengths.items():
+            base = {**self._settings(self._families(), max_tokens), "difficulty": difficulty}
+            for method in ("full_cot", "lightthinker"):
+                step = self._step(f"{method}_{name}", method, (method,), base, suffix=f"/{name}")
+                steps.append(step)
+        return [steps]
+
+    def _families(self) -> tuple[str, ...]:
+        return FAMILIES[:1] if self.options.smoke else FAMILIES
+
+    def _settings(self, tasks: Sequence[str], max_tokens: int) -> dict[str, Any]:
+        number = self.options.num_problems or (2 if self.options.smoke else 1000)
+        seed = self.options.seed
+        return {
+            "tasks": tuple(tasks), "num_problems": number, "max_tokens": max_tokens, "seed": seed,
+        }  # fmt: skip
+
+    def _step(
+        self,
+        name: str,
+        checkpoint: str,
+        methods: tuple[str, ...],
+        base: dict[str, Any],
+        suffix: str = "",
+    ) -> Step:
+        settings = EvalSettings(**{**base, "methods": methods})
+        return Step(name=name, checkpoint=checkpoint, settings=settings, suffix=suffix)
+
+    def _path(self, step: Step) -> Path:
+        return self.folder / f"{step.name}.json"
+
+    def _run(self, step: Step) -> EvalResults:
+        """Run one step, or read what it left when it was finished."""
+        path, options = self._path(step), self.options
+        model = model_path(self.checkpoints[step.checkpoint])
+        engine = {
+            "device": options.device, "dtype": options.dtype,
+            "max_num_seqs": options.max_num_seqs, "num_kv_tokens": options.num_kv_tokens,
+        }  # fmt: skip
+        evaluation = Evaluation(
+            open_llm=lambda: open_llm(model, **engine), settings=step.settings, model=model,
+            command=command_line(), dtype=options.dtype, journal=journal_path(path),
+            overwrite=options.overwrite,
+        )  # fmt: skip
+        identity = json.loads(json.dumps(evaluation.identity()))
+        known = path.with_suffix(".settings.json")
+        if path.is_file():
+            differences = settings_difference(json.loads(known.read_text("utf-8")), identity)
+            if not differences:
+                print(f"{self.target}/{step.name}: finished before", file=sys.stderr)
+                return read_results(path)
+            if not options.overwrite:
+                sys.exit(
+                    f"error: {path} was made with other settings: {'; '.join(differences)}. "
+                    "Delete it, or pass --overwrite."
+                )
+        print(f"{self.target}/{step.name}", file=sys.stderr)
+        evaluation.prepare()
+        if options.devices:
+            evaluation.run_on(options.devices.split(","), {**engine, "device": None})
+        results, records = evaluation.results(evaluation.run())
+        write_text(known, json.dumps(identity, indent=2) + "\n", overwrite=True)
+        write_samples(records, samples_path(path), overwrite=True)
+        write_results(results, path, overwrite=True)
+        return results
+
+    def _table(self, runs: Sequence[tuple[Step, EvalResults]]) -> dict[str, Any]:
+        info = runs[0][1].info
+        rows = [row for step, results in runs for row in table_rows(results, suffix=step.suffix)]
+        return {
+            "rows": rows,
+            "against_full_cot": self._pairs(runs),
+            "device": "; ".join(dict.fromkeys(results.info.device for _, results in runs)),
+            "versions": info.versions,
+            "git_commit": info.git_commit,
+            "command": command_line(),
+            "seed": info.seed,
+            "models": {step.checkpoint: results.info.model for step, results in runs},
+            "method_settings": {
+                name: values
+                for _, results in runs
+                for name, values in results.info.method_settings.items()
+            },
+            "skipped": self.skipped if self.target in WITH_TRAINED else {},
+            "smoke": self.options.smoke,
+        }
+
+    def _pairs(self, runs: Sequence[tuple[Step, EvalResults]]) -> list[dict[str, Any]]:
+        """Compare with full CoT across the steps that share their problems."""
+        pairs = []
+        for suffix in dict.fromkeys(step.suffix for step, _ in runs):
+            group = [(step, results) for step, results in runs if step.suffix == suffix]
+            together = combine([self._with_samples(step, results) for step, results in group])
+            pairs += paired_rows(together.results, suffix=suffix)
+        return pairs
+
+    def _with_samples(self, step: Step, results: EvalResults) -> Run:
+        return Run(results=results, records=read_samples(samples_path(self._path(step))))
+
+    def _report(self, runs: Sequence[tuple[Step, EvalResults]]) -> None:
+        for suffix in dict.fromkeys(step.suffix for step, _ in runs):
+            group = [(step, results) for step, results in runs if step.suffix == suffix]
+            together = combine([self._with_samples(step, results) for step, results in group])
+            infos = [results.info for _, results in group]
+            html = render_report(together.results, together.records, infos)
+            name = f"report{suffix.replace('/', '_')}.html"
+            write_text(self.folder / name, html, overwrite=True)
+            print(f"Report: {self.folder / name}", file=sys.stderr)
+
+
+def command_line() -> str:
+    """Return the command as typed, for the record."""
+    return shlex.join(["python", "scripts/reproduce.py", *sys.argv[1:]])
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", nargs="+", choices=TARGETS)
+    parser.add_argument("--smoke", action="store_true", help="a few problems on a CPU")
+    parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--data", type=Path, help="GSM8K's test set as JSON lines")
+    parser.add_argument("--num-problems", type=int, help="of each family; by default 1000")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="by default CUDA if there is one")
+    parser.add_argument("--devices", help="comma-separated: one process on each")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--num-kv-tokens", type=int)
+    parser.add_argument("--runs", default="runs/reproduce", help="folder for the steps")
+    parser.add_argument("--overwrite", action="store_true", help="of steps with other settings")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the targets asked for."""
+    options = parse(arguments)
+    tables = {}
+    for target in options.targets:
+        if target == "bundled_model":
+            from lightthinker.cli.app import main as lightthinker
+
+            lightthinker(shlex.split(BUNDLED_ARGUMENTS))
+            continue
+        tables[target] = str(Reproduction(target, options).run())
+    print(json.dumps(tables))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (LightThinkerError, OSError) as error:
+        sys.exit(f"error: {error}")

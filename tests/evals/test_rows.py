@@ -1,0 +1,169 @@
+"""Rows of committed tables, several files in one, and the script that writes the tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from lightthinker.errors import DataError
+from lightthinker.evals.combine import Run, combine
+from lightthinker.evals.records import SampleRecord
+from lightthinker.evals.results import EvalResults, RunInfo
+from lightthinker.evals.rows import ROW_KEYS, check_table, markdown, paired_rows, table_rows
+from lightthinker.testing.models import tiny_checkpoint
+from lightthinker.testing.records import simulated_record
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def info(model: str = "m") -> RunInfo:
+    return RunInfo(
+        benchmark={"name": "tasks"}, model={"name": model}, device="cpu", seed=0, command="c"
+    )
+
+
+def records(*methods: str, wrong: int = 0) -> list[SampleRecord]:
+    return [
+        simulated_record(
+            f"p{i}", method=method, family="programs" if i % 2 else "multiplication",
+            correct=i >= wrong,
+        )
+        for method in methods for i in range(4)
+    ]  # fmt: skip
+
+
+def run(*methods: str, model: str = "m", wrong: int = 0, keep: bool = True) -> Run:
+    rows = records(*methods, wrong=wrong)
+    results = EvalResults.from_records(rows, info(model))
+    return Run(results=results, records=rows if keep else ())
+
+
+def table(**changes: Any) -> dict[str, Any]:
+    rows = table_rows(run("full_cot", "lightthinker").results, suffix="/2k")
+    keys = {"device": "cpu", "versions": {}, "command": "c", "seed": 0}
+    return {"rows": rows, **keys, **changes}
+
+
+def test_rows_have_exactly_the_promised_keys() -> None:
+    rows = json.loads(json.dumps(table()["rows"]))
+
+    assert all(tuple(row) == ROW_KEYS for row in rows)
+    assert [row["task"] for row in rows[::2]] == ["multiplication/2k", "programs/2k", "all/2k"]
+    assert {row["method"] for row in rows} == {"full_cot", "lightthinker"}
+    assert rows[-1]["num_problems"] == 4
+    assert rows[-1]["budget"] is None
+    check_table({**table(), "rows": rows})
+    assert markdown(rows).count("\n") == 1 + len(rows)
+    pairs = paired_rows(run("full_cot", "lightthinker", wrong=1).results)
+    assert {pair["accuracy_difference"] for pair in pairs} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": []}, "no rows"),
+        ({"accuracy": 1.5}, "interval"),
+        ({"extra": 1}, "extra"),
+        ({"peak_tokens": -1}, "cost"),
+        ({"dep_full": 0}, "cost"),
+    ],
+)
+def test_tables_that_break_the_contract_are_refused(change: dict[str, Any], message: str) -> None:
+    good = table()
+    broken = {**good, **change} if "rows" in change else good
+    if "rows" not in change:
+        broken = {**good, "rows": [{**good["rows"][0], **change}, *good["rows"][1:]]}
+    with pytest.raises(DataError, match=message):
+        check_table(broken)
+
+
+def test_tables_name_their_origin_and_repeat_no_row() -> None:
+    good = table()
+    with pytest.raises(DataError, match="'device'"):
+        check_table({key: value for key, value in good.items() if key != "device"})
+    with pytest.raises(DataError, match="repeats"):
+        check_table({**good, "rows": good["rows"] * 2})
+
+
+def test_files_are_combined_with_pairs_across_them() -> None:
+    one = run("full_cot", "lightthinker", model="a")
+    together = combine([one, run("anllm", "lightthinker", model="b", wrong=2)])
+
+    overall = together.results.overall
+    assert list(overall.methods) == ["full_cot", "lightthinker", "anllm", "lightthinker @ b"]
+    assert overall.against_full_cot["anllm"].accuracy_difference == -0.5
+    assert len(together.records) == 16
+    assert overall.num_problems == 4
+    assert combine([one]) is one
+
+
+def test_files_without_samples_are_put_side_by_side() -> None:
+    together = combine([run("full_cot", "lightthinker"), run("anllm", keep=False)])
+
+    assert set(together.results.overall.methods) == {"full_cot", "lightthinker", "anllm"}
+    assert set(together.results.by_family["programs"].methods) == {
+        "full_cot", "lightthinker", "anllm",
+    }  # fmt: skip
+    with pytest.raises(DataError, match="several of these files"):
+        combine([run("h2o"), run("h2o"), run("h2o")])
+    with pytest.raises(DataError, match="no results"):
+        combine([])
+
+
+@pytest.fixture(scope="module")
+def reproduce() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "scripts" / "reproduce.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reproduce"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_main_table_is_written_and_its_steps_run_once(
+    reproduce: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reproduce, "EVICTION", ("h2o", "random"))
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    arguments = [
+        "main_table", "--smoke", "--device", "cpu", "--num-problems", "1", "--runs",
+        str(tmp_path / "runs"), "--checkpoint", f"lightthinker={checkpoint}",
+        "--num-kv-tokens", "4096",
+    ]  # fmt: skip
+    before = sorted((ROOT / "results").iterdir())
+
+    reproduce.main(arguments)
+
+    out = capsys.readouterr().out.splitlines()
+    path = Path(json.loads(out[-1])["main_table"])
+    written = json.loads(path.read_text())
+    check_table(written)
+    assert written["smoke"]
+    assert sorted((ROOT / "results").iterdir()) == before
+    methods = [row["method"] for row in written["rows"]]
+    assert methods[:2] == ["lightthinker", "full_cot"]
+    assert {m.partition(":")[0] for m in methods[2:]} == set(reproduce.EVICTION)
+    assert all(row["budget"] is not None for row in written["rows"][2:])
+    assert set(written["skipped"]) == {"anllm", "lightthinker_token"}
+    assert len(written["against_full_cot"]) == len(methods) - 1
+    assert (path.parent / "report.html").is_file()
+
+    reproduce.main(arguments)
+    assert capsys.readouterr().err.count("finished before") == 3
+    with pytest.raises(SystemExit, match=r"other settings: seed: 0 -> 1"):
+        reproduce.main([*arguments, "--seed", "1"])
+
+
+def test_unknown_checkpoints_are_refused(reproduce: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="unknown checkpoint 'lightthinkr'"):
+        reproduce.main(["main_table", "--checkpoint", "lightthinkr=x"])
