@@ -161,9 +161,9 @@ def _rows(
     return TaskRows(
         encoder,
         data.tasks,
-        row_length=data.row_length,
+        data=data,
         num_rows=arguments.max_steps * per_step,
-        full_cot_share=data.full_cot_share,
+        teacher=recipe.loss.distillation > 0,
     )
 
 
