@@ -92,7 +92,7 @@ def test_gist_count_not_matching_the_checkpoint():
     with pytest.raises(ConfigError, match="gist_ids has 2 ids"):
         CompressionConfig(num_gists=3, gist_ids=(1, 2))
     with pytest.raises(ConfigError, match="gist_tokens has 2"):
-        CompressionConfig(num_gists=2, gist_tokens=("a",))
+        CompressionConfig(num_gists=3, gist_tokens=("a", "b"))
 
 
 def test_checkpoint_without_our_settings(tmp_path):
