@@ -65,7 +65,7 @@ def training_settings(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
     elif kind == "deepspeed_zero3":
         settings["deepspeed"] = deepspeed_config(recipe)
     elif is_launched():
-        settings |= {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
+        settings |= {"ddp_find_unused_parameters": False}
     return settings
 
 
