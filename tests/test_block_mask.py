@@ -105,10 +105,9 @@ def test_changing_batches_do_not_recompile():
             mask = LifetimeBatch(expires).combine(causal_mask_function)
             block_mask = as_block_mask(*causal_blocks(expires), mask, (1536, 1536))
             compiled(heads, heads, heads, block_mask=block_mask)
+        shorter, expires = heads[:, :, :256], expires[:, :256]
+        mask = LifetimeBatch(expires).combine(causal_mask_function)
+        block_mask = as_block_mask(*causal_blocks(expires), mask, (256, 256))
         with pytest.raises(Exception, match="Recompil"):
-            shorter = heads[:, :, :256]
-            mask = LifetimeBatch(expires[:, :256]).combine(causal_mask_function)
-            blocks = causal_blocks(expires[:, :256])
-            compiled(shorter, shorter, shorter,
-                     block_mask=as_block_mask(*blocks, mask, (256, 256)))  # fmt: skip
+            compiled(shorter, shorter, shorter, block_mask=block_mask)
     torch.compiler.reset()

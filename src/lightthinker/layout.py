@@ -41,8 +41,8 @@ IntArray = NDArray[np.int32]
 class Role(IntEnum):
     """What a token is for.
 
-    `THOUGHT`, `TRIGGER` and `ANSWER` tokens are sampled (and AnLLM's gist). `RECOVER` tokens exist in
-    training only: a copy of a thought, to be written from its gists alone.
+    `THOUGHT`, `TRIGGER` and `ANSWER` tokens are sampled (and AnLLM's gist). `RECOVER` tokens exist
+    in training only: a copy of a thought, to be written from its gists alone.
     """
 
     PROMPT = 0

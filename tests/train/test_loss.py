@@ -1,4 +1,4 @@
-"""The chunked loss equals the model's own, loss and gradients; distillation equals its definition."""
+"""The chunked loss and its gradients are the model's own; distillation is what it says."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_auto_chunks_only_where_logits_are_large():
 
 
 def test_a_head_that_is_more_than_known_is_refused():
-    batch, model, _ = batch_and_model()
+    _, model, _ = batch_and_model()
     forward = model.forward
 
     def doubled(*args, **kwargs):

@@ -71,9 +71,7 @@ def test_another_recipe_is_refused_and_the_difference_shown(tmp_path):
     assert "data.full_cot_share: 0.5 -> 0.25" in str(caught.value)
     assert "trainer.learning_rate: 0.01 -> 0.5" in str(caught.value)
     with pytest.raises(ConfigError, match=r"rows_per_step was 2 and is 4"):
-        train(
-            saving_recipe(tmp_path / "run", trainer__gradient_accumulation_steps=2), resume=True
-        )
+        train(saving_recipe(tmp_path / "run", trainer__gradient_accumulation_steps=2), resume=True)
 
 
 def test_what_changes_speed_only_may_change(tmp_path):
@@ -127,5 +125,7 @@ def test_where_a_loss_stopped_being_finite_is_said(tmp_path, monkeypatch):
         layer.forward = lambda x: forward(x) * float("inf")
 
     monkeypatch.setattr(run_module, "_install_loss", overflowing)
-    with pytest.raises(NonFiniteError, match=r"step 1 on rank 0; first in the output of .*layers\.1"):
+    with pytest.raises(
+        NonFiniteError, match=r"step 1 on rank 0; first in the output of .*layers\.1"
+    ):
         train(tiny_recipe(tmp_path / "run"))

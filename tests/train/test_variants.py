@@ -22,7 +22,7 @@ from lightthinker.testing.models import byte_tokenizer
 from lightthinker.testing.oracles import ScriptedSampler, dense_logits
 from lightthinker.testing.training import tiny_recipe, training_losses
 from lightthinker.tokens import resolve_tokens
-from lightthinker.train.adapters import compression_token_ids
+from lightthinker.train.adapters import compression_token_ids, quantization
 from lightthinker.train.run import train
 
 COMPRESSION = {"num_gists": 2, "thought_suffix": ""}
@@ -160,10 +160,7 @@ def test_contradictions_are_refused(tmp_path):
             variant_recipe(tmp_path / "run", sections)
     quantized = {"lora": {"quantize": True}, "distributed": {"strategy": "ddp"}}
     recipe = variant_recipe(tmp_path / "run", quantized)
-    recipe.model.config.clear()
     with pytest.raises(ConfigError, match="bitsandbytes"):
-        from lightthinker.train.adapters import quantization
-
         quantization(recipe)
     with pytest.raises(ConfigError, match="nothing here"):
         train(variant_recipe(tmp_path / "run", {"lora": {"target_modules": ["nothing here"]}}))

@@ -96,4 +96,5 @@ def base_model(model: Any, recipe: Recipe) -> Any:
 
 
 def _name_of(model: Any, wanted: Any) -> str:
-    return next(n for n, module in model.named_modules() if module is wanted).rpartition(".")[2]
+    name: str = next(name for name, module in model.named_modules() if module is wanted)
+    return name.rpartition(".")[2]

@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lightthinker.train.flops import ModelSize, peak_flops
 
+
 class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
     """Ctrl-C and SIGTERM end training after the current step, with a checkpoint.
 

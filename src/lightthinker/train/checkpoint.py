@@ -47,6 +47,11 @@ def load_model(
     else:
         model = _from_checkpoint(source, quantization(recipe) if quantize else None)
         check_architecture(source, model.config)
+        if source.gguf_file and source.tokenizer is None:
+            for config in (model.config, model.generation_config):
+                config.eos_token_id = tokenizer.eos_token_id
+                config.bos_token_id = tokenizer.bos_token_id
+                config.pad_token_id = tokenizer.pad_token_id
         num_rows = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > num_rows:
             raise CheckpointError(
@@ -88,6 +93,8 @@ def load_tokenizer(source: ModelSource) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(name, **extra)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"Cannot load the tokenizer of {name}: {error}") from error
+        if extra:
+            _take_gguf_special_tokens(tokenizer, Path(str(source.path)) / str(source.gguf_file))
     if source.chat_template:
         tokenizer.chat_template = source.chat_template
     return tokenizer
@@ -110,6 +117,24 @@ def plan_config(source: ModelSource, vocab_size: int | None = None) -> Any:
         raise CheckpointError(
             f"Cannot read the config of {source.path} ({error}); give model.architecture."
         ) from error
+
+
+def _take_gguf_special_tokens(tokenizer: Any, file: Path) -> None:
+    """Set the special tokens that the file names.
+
+    transformers may read them wrongly: SmolLM2 came with its bos token as eos, so that training
+    taught it to end an answer by opening another turn.
+    """
+    if not file.is_file():
+        return
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        field = fields.get(f"tokenizer.ggml.{theirs}_token_id")
+        if field is not None:
+            token_id = int(field.parts[-1][0])
+            setattr(tokenizer, f"{ours}_token", tokenizer.convert_ids_to_tokens(token_id))
 
 
 def save_checkpoint(

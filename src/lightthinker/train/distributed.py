@@ -55,8 +55,8 @@ def training_settings(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
         if rest or not steps:
             raise ConfigError(
                 f"distributed.global_batch_size is {distributed.global_batch_size}, which "
-                f"{world_size()} ranks of trainer.per_device_train_batch_size = {per_device} cannot "
-                f"split: it must be a multiple of {at_once}."
+                f"{world_size()} ranks of trainer.per_device_train_batch_size = {per_device} "
+                f"cannot split: it must be a multiple of {at_once}."
             )
         settings["gradient_accumulation_steps"] = steps
     kind = checkpoint_format(recipe, on_gpu=on_gpu)
@@ -114,8 +114,8 @@ def launch(num_gpus: int, arguments: Sequence[str], *, on_cpu: bool = False) -> 
     available = torch.cuda.device_count()
     if num_gpus < 1 or (not on_cpu and num_gpus > available):
         raise ConfigError(f"--num-gpus is {num_gpus}; this host has {available}.")
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
     try:

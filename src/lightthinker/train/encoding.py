@@ -65,9 +65,7 @@ def encode_traces(recipe: Recipe, encoder: Encoder, traces: Iterable[Trace]) -> 
     """Encode traces in order, in `data.num_proc` processes."""
     rng = Random(f"full-cot/{recipe.trainer.get('seed', 0)}")
     can_compress = recipe.compression.method != "full"
-    jobs = (
-        (trace, draw_variant(rng, recipe.data, can_compress=can_compress)) for trace in traces
-    )
+    jobs = ((trace, draw_variant(rng, recipe.data, can_compress=can_compress)) for trace in traces)
     work = partial(_encode_job, recipe.data, encoder)
     first = list(itertools.islice(jobs, PARALLEL_FROM))
     num_proc = recipe.data.num_proc or min(16, os.cpu_count() or 1)

@@ -136,6 +136,7 @@ class EngineEvaluation(TrainerCallback):  # type: ignore[misc]
         outputs = answer_problems(
             model, self.tokenizer, self.compression, self.settings, self.problems, compress=compress
         )
+        stats = [output.stats for output in outputs if output.stats is not None]
         correct = [verify(p, o.text).correct for p, o in zip(self.problems, outputs, strict=True)]
         file = Path(self.recipe.output_dir) / TRANSCRIPTS_FILE
         with file.open("a", encoding="utf-8") as out:
@@ -147,13 +148,13 @@ class EngineEvaluation(TrainerCallback):  # type: ignore[misc]
                     "expected": self.problems[i].answer,
                     "text": outputs[i].text,
                     "correct": correct[i],
-                    "peak_tokens": outputs[i].stats.peak_tokens,
+                    "peak_tokens": stats[i].peak_tokens,
                 }
                 out.write(json.dumps(entry, ensure_ascii=False) + "\n")
         count = len(outputs)
         return {
             f"{name}_accuracy": sum(correct) / count,
-            f"{name}_peak_tokens": sum(o.stats.peak_tokens for o in outputs) / count,
-            f"{name}_thoughts": sum(o.stats.num_thoughts for o in outputs) / count,
+            f"{name}_peak_tokens": sum(s.peak_tokens for s in stats) / count,
+            f"{name}_thoughts": sum(s.num_thoughts for s in stats) / count,
             f"{name}_finished": sum(o.finish_reason == "stop" for o in outputs) / count,
         }

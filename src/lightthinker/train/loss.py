@@ -136,7 +136,7 @@ class _LossJob:
         entropy = self.states.new_zeros((), dtype=torch.float32)
         divergence = entropy.clone()
         begin = 0
-        for states in self.states.split(self.chunk_tokens):
+        for states in torch.split(self.states, self.chunk_tokens):
             end = begin + len(states)
             taught = None
             if self.teacher is not None and self.has_teacher is not None:

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM
 from lightthinker.compression import CompressionConfig
 from lightthinker.errors import ConfigError
 from lightthinker.train.adapters import add_adapters
-from lightthinker.train.checkpoint import plan_config
+from lightthinker.train.checkpoint import TASK_TOKENIZER, plan_config
 from lightthinker.train.flops import PEAK_BF16, ModelSize, peak_of_name
 from lightthinker.train.loss import resolve_chunk
 from lightthinker.train.prepare import SUMMARY_FILE
 from lightthinker.train.recipe import Recipe
+from lightthinker.train.task_tokenizer import build_task_tokenizer
 
 ASSUMED_MFU = 0.4
 DEVICE_MEMORY_GB = {"H100": 80.0, "H200": 141.0, "A100": 80.0, "B200": 180.0, "L40S": 48.0}
@@ -162,7 +163,9 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
         )
     ]  # fmt: skip
     fits = [d for d, memory in DEVICE_MEMORY_GB.items() if plan.memory_gb < 0.92 * memory]
-    lines.append(("fits on (estimate)", ", ".join(fits) or "none of " + ", ".join(DEVICE_MEMORY_GB)))
+    lines.append(
+        ("fits on (estimate)", ", ".join(fits) or "none of " + ", ".join(DEVICE_MEMORY_GB))
+    )
     for device in ("A100", "H100", "B200"):
         hours = plan.hours(device)
         if hours is not None:
@@ -202,10 +205,8 @@ def _numbered(compression: CompressionConfig, ids: list[int]) -> CompressionConf
 
 
 def _task_vocabulary(recipe: Recipe) -> int | None:
-    if recipe.model.tokenizer != "tasks":
+    if recipe.model.tokenizer != TASK_TOKENIZER and recipe.data.tasks is None:
         return None
-    from lightthinker.train.task_tokenizer import build_task_tokenizer
-
     return len(build_task_tokenizer()) + len(recipe.compression.special_tokens)
 
 

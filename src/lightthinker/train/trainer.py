@@ -39,9 +39,7 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
         monitor: Adds what it measures to each log entry.
     """
 
-    def __init__(
-        self, *args: Any, manifest: Mapping[str, Any], monitor: Monitor, **kwargs: Any
-    ):
+    def __init__(self, *args: Any, manifest: Mapping[str, Any], monitor: Monitor, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.manifest = dict(manifest)
         self.monitor = monitor
@@ -100,7 +98,7 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
             self.monitor.write(self.state.global_step, logs)
 
     def log_apart(self, logs: dict[str, float], *, seconds: float) -> None:
-        """Log something that took `seconds` away from training, which must not count as slowness."""
+        """Log something that took `seconds` of its own, which must not count as slowness."""
         super().log(logs)
         self.monitor.pause(seconds)
         if self.is_world_process_zero():
@@ -125,7 +123,9 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder = (
+                Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            )
             mark_complete(folder, self.manifest | {"step": self.state.global_step})
             rotate_checkpoints(self.args.output_dir, save_total_limit=limit)
 
