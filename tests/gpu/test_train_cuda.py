@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,12 +102,15 @@ def test_sharded_lora_trains_and_merges(tmp_path):
 def test_a_killed_sharded_run_goes_on(tmp_path, resumed_on):
     run(write_recipe(tmp_path / "straight"), "--num-gpus", "2")
     file = write_recipe(tmp_path / "killed")
-    process = subprocess.Popen(command(file, "--num-gpus", "2"), start_new_session=True)
+    process = subprocess.Popen(command(file, "--num-gpus", "2"))
     checkpoints = tmp_path / "killed" / "checkpoints"
     deadline = time.monotonic() + 300
     while last_complete_checkpoint(checkpoints) is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    # Ranks live in sessions of their own: each is killed, and the launcher.
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for number in (*map(int, ranks), process.pid):
+        os.kill(number, signal.SIGKILL)
     process.wait()
     if (tmp_path / "killed" / "config.json").exists():
         pytest.fail("the run ended before it was killed")

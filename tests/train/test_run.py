@@ -50,7 +50,7 @@ def test_a_used_output_folder_is_not_touched(tmp_path):
     (tmp_path / "run" / "precious").write_text("x")
     with pytest.raises(ConfigError, match="not empty"):
         train(recipe(tmp_path / "run"))
-    with pytest.raises(ConfigError, match="no whole checkpoint to resume"):
+    with pytest.raises(ConfigError, match=r"no whole checkpoint .* to resume"):
         train(recipe(tmp_path / "run"), resume=True)
     assert os.listdir(tmp_path / "run") == ["precious"]
 

@@ -60,7 +60,7 @@ def variant_recipe(folder, sections, **trainer):
     for name, changes in ({"data": {"full_cot_share": 0.0}} | sections).items():
         recipe[name] = {**(recipe.get(name) or {}), **changes}
     recipe["compression"] = {**COMPRESSION, **sections.get("compression", {})}
-    recipe["trainer"] |= {"max_steps": 10, "learning_rate": 1e-2} | trainer
+    recipe["trainer"] |= {"max_steps": 8, "learning_rate": 1e-2} | trainer
     return tiny_recipe(folder, **recipe)
 
 

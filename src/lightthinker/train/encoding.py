@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 
 from lightthinker.data.trace import Trace
@@ -66,14 +65,18 @@ def encode_traces(recipe: Recipe, encoder: Encoder, traces: Iterable[Trace]) -> 
     rng = Random(f"full-cot/{recipe.trainer.get('seed', 0)}")
     can_compress = recipe.compression.method != "full"
     jobs = ((trace, draw_variant(rng, recipe.data, can_compress=can_compress)) for trace in traces)
-    work = partial(_encode_job, recipe.data, encoder)
     first = list(itertools.islice(jobs, PARALLEL_FROM))
     num_proc = recipe.data.num_proc or min(16, os.cpu_count() or 1)
     if len(first) < PARALLEL_FROM or num_proc == 1:
-        yield from map(work, itertools.chain(first, jobs))
+        for trace, variant in itertools.chain(first, jobs):
+            yield encode_trace(encoder, recipe.data, trace, variant)
         return
-    with _no_tokenizer_threads(), multiprocessing.get_context("fork").Pool(num_proc) as pool:
-        yield from pool.imap(work, itertools.chain(first, jobs), chunksize=CHUNK)
+    # Forked processes inherit the encoder; handing it over with each chunk would cost more than
+    # the encoding.
+    context = multiprocessing.get_context("fork")
+    shared = (encoder, recipe.data)
+    with _no_tokenizer_threads(), context.Pool(num_proc, _start_worker, shared) as pool:
+        yield from pool.imap(_encode_job, itertools.chain(first, jobs), chunksize=CHUNK)
 
 
 def encode_trace(encoder: Encoder, data: DataConfig, trace: Trace, variant: Variant) -> Encoded:
@@ -121,8 +124,17 @@ def encode_trace(encoder: Encoder, data: DataConfig, trace: Trace, variant: Vari
     return Encoded(encode(fitting, None), trace.source, variant, len(thoughts) - fitting)
 
 
-def _encode_job(data: DataConfig, encoder: Encoder, job: tuple[Trace, Variant]) -> Encoded:
-    return encode_trace(encoder, data, *job)
+_worker: tuple[Encoder, DataConfig] | None = None
+
+
+def _start_worker(encoder: Encoder, data: DataConfig) -> None:
+    global _worker
+    _worker = encoder, data
+
+
+def _encode_job(job: tuple[Trace, Variant]) -> Encoded:
+    assert _worker is not None, "only runs in a process that _start_worker prepared"
+    return encode_trace(*_worker, *job)
 
 
 def _segment(encoder: Encoder, data: DataConfig, text: str) -> list[str]:

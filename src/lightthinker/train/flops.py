@@ -64,13 +64,13 @@ class ModelSize:
         config = model.config
         heads = config.num_attention_heads
         embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        # 4-bit weights are packed two to a byte; peft's own count knows.
         every = {id(p): p for p in model.parameters()}.values()
-        total = sum(p.numel() for p in every)
+        total = sum(_num_weights(p) for p in every)
         multiplied = total - (0 if head is embedding else embedding.numel())
         experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
         if experts:
-            inside = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+            experts_of = [p for n, p in model.named_parameters() if ".experts." in n]
+            inside = sum(map(_num_weights, experts_of))
             share = config.num_experts_per_tok / experts
             multiplied -= round(inside * (1 - share))
         return cls(
@@ -96,6 +96,12 @@ class ModelSize:
         weights = (4 * self.num_multiplied + 2 * min(self.num_trainable, self.num_multiplied)) * 1.0
         attention = 12.0 * self.num_layers * self.num_heads * self.head_dim
         return weights * num_tokens + attention * num_pairs
+
+
+def _num_weights(parameter: torch.nn.Parameter) -> int:
+    """Weights in a parameter; bitsandbytes packs two 4-bit ones into a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else parameter.numel()
 
 
 def peak_flops(device: torch.device) -> float | None:

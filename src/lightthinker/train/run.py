@@ -33,7 +33,12 @@ from lightthinker.train.resume import (
     last_complete_checkpoint,
     rows_hash,
 )
-from lightthinker.train.trainer import LightThinkerTrainer, NonFiniteError, compile_layers
+from lightthinker.train.trainer import (
+    COMPLETE_FILE,
+    LightThinkerTrainer,
+    NonFiniteError,
+    compile_layers,
+)
 
 JSON_LINES_FILE = "training_log.jsonl"
 
@@ -61,7 +66,10 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     output = Path(recipe.output_dir)
     last = last_complete_checkpoint(output / "checkpoints")
     if resume and last is None:
-        raise ConfigError(f"There is no whole checkpoint to resume in {output / 'checkpoints'}.")
+        raise ConfigError(
+            f"There is no whole checkpoint (with {COMPLETE_FILE}) to resume in "
+            f"{output / 'checkpoints'}."
+        )
     arguments = training_arguments(recipe)
     # No rank may create anything in the folder before all have looked.
     is_used = _is_used(output)

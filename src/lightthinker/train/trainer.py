@@ -76,9 +76,9 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
         if not torch.isfinite(loss):
             raise NonFiniteError(
                 f"The loss became {float(loss)} in step {self.state.global_step + 1} on rank "
-                f"{self.args.process_index}; {self._locate(inputs)}. The weights of step "
-                f"{self.state.global_step} are unharmed; the last checkpoint is from before. Lower "
-                "trainer.learning_rate, lengthen trainer.warmup_steps, or look at that batch."
+                f"{self.args.process_index}; {self._locate(inputs)}. The last checkpoint is from "
+                "before that. Lower trainer.learning_rate, lengthen trainer.warmup_steps, or look "
+                "at that batch."
             )
         return loss
 
@@ -133,7 +133,7 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
     def _locate(self, inputs: dict[str, Any]) -> str:
         bad = first_nonfinite(self.model)
         if bad is not None:
-            return f"the weight {bad} is not finite"
+            return f"the weight {bad} is not finite since the update of the step before"
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return "the weights are finite"
         found: list[str] = []
