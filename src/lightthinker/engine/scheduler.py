@@ -39,6 +39,9 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.num_compactions = 0
+        self.num_tokens_freed = 0
+        self.num_preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
@@ -77,6 +80,8 @@ class Scheduler:
             expired = sequence.expired()
             if not expired:
                 continue
+            self.num_compactions += 1
+            self.num_tokens_freed += len(expired)
             gone = set(expired)
             kept = [i for i in range(len(sequence.live)) if i not in gone]
             moves = [(old, new) for new, old in enumerate(kept) if old != new]
@@ -156,6 +161,7 @@ class Scheduler:
         sequence.saved_kv = self.pool.read(self.slots(sequence, range(len(sequence.live))))
         self._drop_kv(sequence)
         self.running.remove(sequence)
+        self.num_preemptions += 1
         sequence.status = Status.SWAPPED
         self.waiting.appendleft(sequence)
 
