@@ -349,8 +349,10 @@ def test_sampling_follows_the_probabilities():
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     params = SamplingParams(temperature=1.0, top_p=0.75)
-    sequence = Sequence("r", 0, [1], params, None, generator=torch.Generator().manual_seed(0))
-    drawn = [Sampler().sample(logits.clone()[None], [sequence])[0] for _ in range(2000)]
+    drawn = []
+    for seed in range(2000):
+        sequence = Sequence("r", 0, [1], params, None, seed=seed)
+        drawn += Sampler().sample(logits.clone()[None], [sequence])
     shares = torch.bincount(torch.tensor(drawn), minlength=4) / 2000
     assert torch.allclose(shares, torch.tensor([0.625, 0.375, 0, 0]), atol=0.04)
 

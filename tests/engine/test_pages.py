@@ -149,8 +149,10 @@ class SchedulerMachine(RuleBasedStateMachine):
                 continue
             if token == -1:
                 self.scheduler.finish(sequence, "stop")
-            elif sequence.append(token):
-                sequence.insert_gists()
+            else:
+                sequence.extend()
+                if sequence.settle(token)[1]:
+                    sequence.insert_gists()
         self.scheduler.compact(
             [p.sequence for p in scheduled if p.sequence.status is Status.RUNNING]
         )

@@ -20,7 +20,7 @@ PROBABILITIES = torch.tensor([0.5, 0.3, 0.15, 0.05])
 def sequence(*, prompt=(0,), sampled=(), seed=0, **settings):
     params = SamplingParams(**settings)
     made = Sequence("r", 0, list(prompt), params, None)
-    made.generator = torch.Generator().manual_seed(seed)
+    made.seed = seed
     made.sampled_ids = list(sampled)
     return made
 

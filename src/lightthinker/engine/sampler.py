@@ -6,6 +6,7 @@ Invariant: what a request draws depends on its own logits, parameters and seed, 
 
 from __future__ import annotations
 
+import hashlib
 from typing import Protocol
 
 import torch
@@ -59,7 +60,14 @@ class Sampler:
         if params.temperature <= GREEDY_BELOW:
             return int(logits.argmax())
         probabilities = candidate_probabilities(logits, params)
-        return int(torch.multinomial(probabilities, 1, generator=sequence.generator))
+        # A draw depends on the seed and its number alone: one that is thrown away changes nothing.
+        generator = torch.Generator().manual_seed(_draw_seed(sequence))
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def _draw_seed(sequence: Sequence) -> int:
+    mixed = hashlib.blake2b(f"{sequence.seed} {len(sequence.sampled_ids)}".encode(), digest_size=7)
+    return int.from_bytes(mixed.digest(), "big")
 
 
 def penalised(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:

@@ -73,7 +73,7 @@ class Scheduler:
         self._admit()
         budget, scheduled = self.max_num_batched_tokens, []
         for sequence in self._by_urgency():
-            if sequence.status is not Status.RUNNING:
+            if sequence.status is not Status.RUNNING or not sequence.num_pending:
                 continue
             if budget <= 0:
                 break
