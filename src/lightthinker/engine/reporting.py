@@ -66,10 +66,11 @@ def completion(
     return CompletionOutput(
         index=sequence.index,
         text=_safe_text(sequence, detokenizer),
-        token_ids=list(sequence.sampled_ids),
+        token_ids=sequence.known_ids,
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
         thoughts=list(sequence.thoughts),
+        logprobs=list(sequence.logprobs) if sequence.params.logprobs is not None else None,
         stats=_stats(sequence, bytes_per_token),
     )
 

@@ -62,7 +62,12 @@ class GenerationBody(Body):
     temperature: Finite | None = Field(None, ge=0, le=2)
     top_p: Finite | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=2**31)
-    thinking_token_budget: int | None = Field(None, ge=1, lt=2**31)
+    min_p: Finite | None = Field(None, ge=0, le=1)
+    presence_penalty: Finite | None = Field(None, ge=-2, le=2)
+    frequency_penalty: Finite | None = Field(None, ge=-2, le=2)
+    repetition_penalty: Finite | None = Field(None, gt=0, le=100)
+    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    thinking_token_budget: int | None = Field(None, ge=0, lt=2**31)
     lightthinker: Extension | None = None
     user: str | None = None
     logit_bias: Any = None
@@ -79,6 +84,11 @@ class GenerationBody(Body):
         if self.stream_options is not None and not self.stream:
             raise ValueError("'stream_options' is only allowed with stream=true.")
         return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to report per token; None for no log-probabilities at all."""
+        raise NotImplementedError
 
     @property
     def extension(self) -> Extension:
@@ -172,6 +182,8 @@ class ChatCompletionRequest(GenerationBody):
     }
 
     messages: list[Message] = Field(min_length=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
     max_completion_tokens: int | None = Field(None, ge=1)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -191,6 +203,18 @@ class ChatCompletionRequest(GenerationBody):
     verbosity: Any = None
 
 
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> ChatCompletionRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("'top_logprobs' is only allowed with logprobs=true.")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to report per token."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
 class CompletionRequest(GenerationBody):
     """Body of `/v1/completions`."""
 
@@ -201,10 +225,16 @@ class CompletionRequest(GenerationBody):
         "suffix": ("",),
     }
 
+    logprobs: int | None = Field(None, ge=0, le=20)
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to report per token."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:

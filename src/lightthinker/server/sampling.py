@@ -15,7 +15,15 @@ from lightthinker.server.errors import APIError
 from lightthinker.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationBody
 from lightthinker.server.settings import ServerSettings
 
-_SAMPLED = ("temperature", "top_p", "top_k")
+_SAMPLED = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,9 @@ class Sampling:
             stop_token_ids=tuple(body.stop_token_ids or ()),
             ignore_eos=body.ignore_eos,
             max_tokens=self._max_tokens(body, num_prompt_tokens),
+            logprobs=body.num_logprobs,
+            priority=body.priority,
+            thinking_token_budget=body.thinking_token_budget,
             compression=body.extension.compression,
             max_thought_tokens=body.extension.max_thought_tokens,
             **chosen,

@@ -26,7 +26,7 @@ def usage_of(outputs: Sequence[RequestOutput], num_reasoning_tokens: int) -> dic
         "prompt_tokens": num_prompt,
         "completion_tokens": num_sampled,
         "total_tokens": num_prompt + num_sampled,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": sum(o.num_cached_tokens for o in outputs)},
         "completion_tokens_details": {"reasoning_tokens": num_reasoning_tokens},
         "lightthinker": _costs(completions),
     }
