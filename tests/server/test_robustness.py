@@ -69,6 +69,7 @@ def test_many_at_once_with_aborts_and_slow_readers_leave_others_unharmed(server)
     assert loud[4:8] == quiet[4:8]
     assert server.engine.stats().num_pages_used == 0
     server.engine.llm.engine.scheduler.check_integrity()
+    assert server.wait_until_no_tasks()
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from lightthinker.engine.async_llm import AsyncLLM
 from lightthinker.engine.llm import LLM
+from lightthinker.server.address import bind
 from lightthinker.server.app import create_app
-from lightthinker.server.run import DrainingServer, bind, make_server
+from lightthinker.server.run import DrainingServer, make_server
 from lightthinker.server.settings import ServerSettings
 
 START_TIMEOUT_S = 60.0
@@ -48,14 +49,25 @@ class RunningServer:
 
     def wait_until_idle(self, timeout_s: float = 60.0) -> bool:
         """Wait until no request is unfinished; whether that happened in time."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+
+        def idle() -> bool:
             stats = self.engine.stats()
-            idle = not (stats.num_running or stats.num_waiting or self.engine.num_unfinished)
-            if idle:
-                return True
-            time.sleep(0.01)
-        return False
+            return not (stats.num_running or stats.num_waiting or self.engine.num_unfinished)
+
+        return _wait(idle, timeout_s)
+
+    def wait_until_no_tasks(self, timeout_s: float = 60.0) -> bool:
+        """Wait until no HTTP request is being served; whether that happened in time."""
+        return _wait(lambda: not self.server.server_state.tasks, timeout_s)
+
+
+def _wait(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 @contextmanager
