@@ -25,6 +25,7 @@ from lightthinker.engine.eviction import check_policy, evict
 from lightthinker.engine.intake import Intake, Request
 from lightthinker.engine.memory import num_kv_tokens_that_fit
 from lightthinker.engine.outputs import RequestOutput
+from lightthinker.engine.reporting import EngineStats, engine_stats
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.sampler import Sampler, TokenSampler, token_logprob
 from lightthinker.engine.sampling_params import SamplingParams
@@ -202,6 +203,22 @@ class LLMEngine:
     def has_unfinished_requests(self) -> bool:
         """Whether a request still waits or runs."""
         return bool(self._requests)
+
+    def num_prompt_tokens(self, request_id: str) -> int:
+        """Return the prompt length of an unfinished request."""
+        return len(self._requests[request_id].prompt_ids)
+
+    def num_sampled_tokens(self, request_id: str) -> int:
+        """Return how many tokens an unfinished request has sampled, over its samples."""
+        return sum(len(s.known_ids) for s in self._requests[request_id].sequences)
+
+    def is_scheduled(self, request_id: str) -> bool:
+        """Whether any token of an unfinished request has been forwarded."""
+        return any(s.num_forwarded for s in self._requests[request_id].sequences)
+
+    def stats(self) -> EngineStats:
+        """Return what the engine holds and has done."""
+        return engine_stats(self.scheduler)
 
     def abort_request(self, request_id: str) -> None:
         """End a request and free what it holds.
