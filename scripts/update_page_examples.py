@@ -13,7 +13,8 @@ from lightthinker.tasks import generate
 
 PATH = Path(__file__).parents[1] / "src" / "lightthinker" / "server" / "static" / "examples.json"
 CHOSEN = (
-    ("programs", "Run a program", "standard"),
+    ("programs", "Run a program", "demo"),
+    ("programs", "Run a longer one", "standard"),
     ("multiplication", "Multiply", "standard"),
     ("register_machine", "Follow jumps", "standard"),
     ("word_problems", "Word problem", "demo"),

@@ -2,7 +2,7 @@
 //
 // Series: {name, kind: "ours" | "full", points, area}. Points ascend in x.
 
-import { h, svg, setText } from "./dom.js";
+import { h, svg } from "./dom.js";
 import { count } from "./format.js";
 
 const MARGIN = { top: 14, right: 14, bottom: 34, left: 44 };
@@ -40,8 +40,8 @@ export class Chart {
     const points = series.flatMap((s) => s.points);
     this.maxX = Math.max(this.data.minX ?? 1, ...points.map((p) => p.x));
     const top = Math.max(64, ...points.map((p) => p.y));
-    const yTicks = ticks(top, Math.max(2, Math.floor(this.plot.height / 44)));
-    this.maxY = yTicks.at(-1) >= top ? yTicks.at(-1) : yTicks.at(-1) + (yTicks[1] - yTicks[0]);
+    const yTicks = ticks(top, Math.max(2, Math.floor(this.plot.height / 40)));
+    this.maxY = Math.max(yTicks.at(-1), 1.04 * top);
     const xTicks = ticks(this.maxX, Math.max(2, Math.floor(this.plot.width / 72)));
     this.svg.replaceChildren(
       svg("g", { class: "grid" }, yTicks.map((y) => [
@@ -51,7 +51,6 @@ export class Chart {
       svg("g", { class: "grid" }, xTicks.filter((x) => x > 0 || xTicks.length < 3).map((x) =>
         svg("text", { x: this.#x(x), y: height - MARGIN.bottom + 16, "text-anchor": x === xTicks.at(-1) && this.#x(x) > width - 40 ? "end" : "middle" }, this.data.formatX(x)))),
       svg("text", { class: "axis", x: width - MARGIN.right, y: height - 3, "text-anchor": "end" }, xLabel),
-      svg("text", { class: "axis", x: 0, y: 8 }, ""),
       ...series.map((s) => this.#series(s)),
       (this.mark = svg("g", { class: "cursor" })),
     );

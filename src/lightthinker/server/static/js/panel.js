@@ -63,7 +63,7 @@ export class Panel {
     setText(this.ours, count(run.now.live));
     setText(this.oursName, folding ? "tokens held" : "tokens held, full CoT");
     setText(this.full, count(full));
-    setText(this.fullName, beside ? "full CoT, beside it" : "full CoT would hold");
+    setText(this.fullName, beside ? "full CoT" : "full CoT would hold");
     setText(this.saving, folding && full > run.now.live ? change(run.now.live, full) : "");
     this.strip.show(run, beside ? plain : null);
     const memory = (tokens) => (this.bytesPerToken ? bytes(tokens * this.bytesPerToken) : "–");

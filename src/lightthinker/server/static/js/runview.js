@@ -30,14 +30,15 @@ class ThoughtView {
     this.words = h("span", { class: "words" });
     this.head = h("button", {
       type: "button", class: "head", "aria-expanded": "true", "aria-controls": id,
-      "aria-label": spoken(thought), onclick: () => this.toggle(),
+      "aria-label": spoken(thought), onclick: () => this.toggle(true),
     }, h("span", { class: "number" }, thought.index + 1), this.words, this.fate);
     this.note = h("p", { class: "freed" });
     this.element = h("li", { class: "thought open" }, this.head,
       h("div", { class: "body", id }, h("div", {}, h("p", { class: "text" }, this.text), this.note)));
   }
 
-  toggle() {
+  toggle(byHand = false) {
+    if (byHand) this.element.classList.add("read");
     const closed = this.element.classList.toggle("closed");
     this.head.setAttribute("aria-expanded", String(!closed));
     this.element.querySelector(".body").inert = closed;
@@ -65,7 +66,7 @@ class ThoughtView {
       setText(this.note, `Freed: ${plural(thought.tokensFreed, "KV token")}. From here on the model sees only the gists of this thought.`);
       this.toggle();
     } else if (thought.numTokens) {
-      setText(this.fate, `${plural(thought.numTokens, "token")} kept`);
+      this.fate.replaceChildren(count(thought.numTokens), h("span", { class: "unit" }, " tokens kept"));
     }
   }
 }
