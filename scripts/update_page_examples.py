@@ -1,6 +1,6 @@
 """Write the page's example questions: one held-out problem of each task family.
 
-    python scripts/update_page_examples.py
+python scripts/update_page_examples.py
 """
 
 from __future__ import annotations

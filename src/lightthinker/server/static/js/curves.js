@@ -21,7 +21,7 @@ export function curves(runs, axis, bytesPerToken) {
   return {
     series,
     xLabel: axis === "seconds" ? "seconds" : "tokens written",
-    minX: axis === "seconds" ? 1 : 32,
+    minX: axis === "seconds" ? 0.5 : 32,
     formatX: axis === "seconds" ? (v) => String(v) : count,
     describeX: axis === "seconds" ? seconds : (v) => `${count(v)} written`,
     formatTip: (y) => (bytesPerToken ? `${count(y)} · ${bytes(y * bytesPerToken)}` : count(y)),

@@ -13,6 +13,12 @@ export function bytes(n) {
   return `${n < 10 && unit > 0 ? n.toFixed(1) : Math.round(n)} ${units[unit]}`;
 }
 
+/** Return "149 of 381 KiB"; both units where they differ. */
+export function bytesOf(part, whole) {
+  const [a, unit] = bytes(part).split(" "), all = bytes(whole);
+  return all.endsWith(` ${unit}`) ? `${a} of ${all}` : `${a} ${unit} of ${all}`;
+}
+
 /** Return "−65 %" for 35 of 100; an empty string when there is nothing to compare. */
 export function change(ours, full) {
   if (!full || ours === full) return "";

@@ -1,7 +1,7 @@
 // The KV cache beside the conversation: now, drawn to scale, over time, and what was freed.
 
 import { h, setText } from "./dom.js";
-import { bytes, change, count } from "./format.js";
+import { bytes, bytesOf, change, count } from "./format.js";
 import { Chart } from "./chart.js";
 import { Strip } from "./strip.js";
 import { curves } from "./curves.js";
@@ -66,11 +66,11 @@ export class Panel {
     setText(this.fullName, beside ? "full CoT" : "full CoT would hold");
     setText(this.saving, folding && full > run.now.live ? change(run.now.live, full) : "");
     this.strip.show(run, beside ? plain : null);
-    const memory = (tokens) => (this.bytesPerToken ? bytes(tokens * this.bytesPerToken) : "–");
+    const held = run.now.live * this.bytesPerToken;
     const values = {
       peak: `${count(run.peak)}${folding ? ` of ${count(beside ? plain.peak : run.now.full)}` : ""}`,
       freed: count(run.freed), folded: count(run.folded), gists: count(run.gists),
-      memory: folding ? `${memory(run.now.live)} of ${memory(full)}` : memory(run.now.live),
+      memory: !held ? "–" : folding ? bytesOf(held, full * this.bytesPerToken) : bytes(held),
       speed: run.seconds > 0.3 ? `${count(run.written / run.seconds)} tok/s` : "–",
     };
     for (const [key] of COUNTERS) setText(this.values[key], values[key]);

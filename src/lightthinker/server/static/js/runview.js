@@ -66,7 +66,7 @@ class ThoughtView {
       setText(this.note, `Freed: ${plural(thought.tokensFreed, "KV token")}. From here on the model sees only the gists of this thought.`);
       this.toggle();
     } else if (thought.numTokens) {
-      this.fate.replaceChildren(count(thought.numTokens), h("span", { class: "unit" }, " tokens kept"));
+      this.fate.replaceChildren(count(thought.numTokens), h("span", { class: "unit" }, "tokens kept"));
     }
   }
 }

@@ -7,7 +7,7 @@ import { h } from "./dom.js";
 export class Strip {
   constructor() {
     this.ours = h("div", { class: "track" });
-    this.full = h("div", { class: "track" }, h("i", { class: "seg prompt" }), h("i", { class: "seg past" }));
+    this.full = h("div", { class: "track" }, h("i", { class: "seg prompt" }), h("i", { class: "seg past" }), h("i", { class: "seg" }));
     this.element = h("div", { class: "strip", "aria-hidden": "true" }, this.ours, this.full);
     this.reset();
   }
@@ -15,8 +15,9 @@ export class Strip {
   reset() {
     this.prompt = h("i", { class: "seg prompt" });
     this.current = h("i", { class: "seg now" });
-    this.gists = [];
-    this.ours.replaceChildren(this.prompt, this.current);
+    this.room = h("i", { class: "seg" });
+    this.gists = 0;
+    this.ours.replaceChildren(this.prompt, this.current, this.room);
   }
 
   /** @param beside The run with full chain-of-thought, when there is one; else it is computed. */
@@ -24,22 +25,26 @@ export class Strip {
     const { live } = run.now;
     const full = beside ? beside.now.live : run.now.full;
     const scale = Math.max(256, full, live);
-    const width = (element, tokens) => { element.style.width = `${(100 * tokens) / scale}%`; };
-    while (this.gists.length < run.kept.length) {
-      this.current.className = "seg gist";
-      this.gists.push(this.current);
-      this.current = h("i", { class: "seg now" });
-      this.ours.append(this.current);
-    }
     const prompt = Math.min(run.prompt, live);
-    let before = prompt;
-    width(this.prompt, prompt);
-    run.kept.forEach((kept, index) => {
-      width(this.gists[index], Math.max(0, kept - before));
-      before = kept;
-    });
-    width(this.current, Math.max(0, live - before));
-    width(this.full.children[0], Math.min(run.prompt, full));
-    width(this.full.children[1], Math.max(0, full - run.prompt));
+    while (this.gists < run.kept.length) {
+      const before = Math.max(prompt, run.kept[this.gists - 1] ?? 0);
+      this.current.className = "seg gist";
+      grow(this.current, run.kept[this.gists] - before);
+      this.current = h("i", { class: "seg now" });
+      this.room.before(this.current);
+      this.gists += 1;
+    }
+    grow(this.prompt, prompt);
+    grow(this.current, live - Math.max(prompt, run.kept.at(-1) ?? 0));
+    grow(this.room, scale - live);
+    const [asked, past, room] = this.full.children;
+    grow(asked, Math.min(run.prompt, full));
+    grow(past, full - run.prompt);
+    grow(room, scale - full);
   }
+}
+
+/** Give an element a share of its row in proportion to tokens. */
+function grow(element, tokens) {
+  element.style.flexGrow = String(Math.max(0, tokens));
 }

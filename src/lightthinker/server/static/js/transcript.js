@@ -1,7 +1,7 @@
 // The conversation as a file: JSON with everything, or one HTML page without scripts.
 //
-// The page is built from elements and text nodes and then serialised, so that text stays text, and
-// forbids itself scripts and network besides.
+// The page's body is built from elements and text nodes and then serialised, so that text stays
+// text; its policy forbids scripts and network besides.
 
 import { h, svg } from "./dom.js";
 import { change, count, plural, seconds } from "./format.js";
@@ -39,20 +39,25 @@ export function asData(turns, about) {
 export async function asPage(turns, about) {
   const sheets = await Promise.all(["theme", "run"].map(async (name) =>
     (await fetch(new URL(`static/css/${name}.css`, document.baseURI))).text()));
-  const page = document.implementation.createHTMLDocument("LightThinker transcript");
-  page.documentElement.lang = "en";
-  page.head.append(
-    h("meta", { charset: "utf-8" }),
-    h("meta", { "http-equiv": "Content-Security-Policy", content: "default-src 'none'; style-src 'unsafe-inline'" }),
-    h("meta", { name: "viewport", content: "width=device-width, initial-scale=1" }),
-    h("meta", { name: "color-scheme", content: "light dark" }),
-    h("style", {}, sheets.join("\n")));
-  page.body.className = "transcript";
-  page.body.append(
+  const body = h("body", { class: "transcript" },
     h("h1", {}, "LightThinker transcript"),
     h("p", { class: "facts" }, `${about.model} · ${new Date().toLocaleString()}`),
     ...turns.map((turn) => turnPage(turn, about.kv_bytes_per_token)));
-  return `<!doctype html>\n${page.documentElement.outerHTML}\n`;
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>LightThinker transcript</title>
+<style>
+${sheets.join("\n")}
+</style>
+</head>
+${body.outerHTML}
+</html>
+`;
 }
 
 function turnPage({ question, runs }, bytesPerToken) {
