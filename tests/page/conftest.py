@@ -20,6 +20,7 @@ HOSTILE = (
 )
 
 FOREVER = "forever"
+TROUBLE = ("error", "warning")
 
 
 def answer(question: str) -> Script:
