@@ -37,8 +37,19 @@ class Example:
         return len(self.input_ids)
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message], reasoning_begin: str) -> str:
+def render_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    reasoning_begin: str,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """Render messages with the tokenizer's chat template, up to where reasoning begins.
+
+    Args:
+        tokenizer: Its chat template renders.
+        messages: The conversation.
+        reasoning_begin: Text put after the generation prompt, unless the template ends with it.
+        template_kwargs: Further variables for the template.
 
     Raises:
         CheckpointError: The tokenizer has no chat template.
@@ -49,7 +60,7 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], reasoning_begin: 
             "prompts instead of messages."
         )
     text: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True
+        list(messages), tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
     )
     return text if reasoning_begin and text.endswith(reasoning_begin) else text + reasoning_begin
 

@@ -86,6 +86,10 @@ class LayoutBuilder:
             self._group_position = self.next_position
         self._write(num_tokens, role, thought=-1 if role is Role.ANSWER else self.num_thoughts)
 
+    def mark_trigger(self, index: int) -> None:
+        """Note that a sampled token is the trigger, whose lifetime is its thought's."""
+        self.role[index], self.thought[index] = Role.TRIGGER, self.num_thoughts
+
     def compress(self) -> tuple[int, bool]:
         """End the current thought: write its gists and continue token, and let it expire.
 

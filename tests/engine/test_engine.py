@@ -349,10 +349,22 @@ def test_sampling_follows_the_probabilities():
 
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     params = SamplingParams(temperature=1.0, top_p=0.75)
-    sequence = Sequence("r", 0, [1], params, None, generator=torch.Generator().manual_seed(0))
-    drawn = [Sampler().sample(logits.clone()[None], [sequence])[0] for _ in range(2000)]
+    drawn = []
+    for seed in range(2000):
+        sequence = Sequence("r", 0, [1], params, None, seed=seed)
+        drawn += Sampler().sample(logits.clone()[None], [sequence])
     shares = torch.bincount(torch.tensor(drawn), minlength=4) / 2000
     assert torch.allclose(shares, torch.tensor([0.625, 0.375, 0, 0]), atol=0.04)
+
+
+def test_logprobs_come_one_per_sampled_token_and_greedy_takes_the_best(llm):
+    params = SamplingParams(max_tokens=9, logprobs=3, max_thought_tokens=4, ignore_eos=True)
+    output = llm.generate("q", params)[0].outputs[0]
+    assert [entry.token_id for entry in output.logprobs] == output.token_ids
+    free = [e for e in output.logprobs if e.token_id != llm.compression.trigger_id]
+    assert all(next(iter(e.top)) == e.token_id and len(e.top) == 3 for e in free)
+    assert all(e.logprob == e.top[e.token_id] for e in free)
+    assert llm.generate("q", SamplingParams(max_tokens=2))[0].outputs[0].logprobs is None
 
 
 def test_streaming_ends_with_what_generate_returns(llm):
@@ -458,6 +470,12 @@ def test_missing_chat_template_is_named(checkpoint):
         ({"top_k": -2}, "top_k"),
         ({"stop": [""]}, "stop"),
         ({"max_thought_tokens": 0}, "max_thought"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"timeout_s": 0}, "timeout_s"),
     ],
 )
 def test_sampling_params_out_of_range_name_the_field(settings, named):

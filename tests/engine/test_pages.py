@@ -25,23 +25,59 @@ COMPRESSION = CompressionConfig(
 
 
 class AllocatorMachine(RuleBasedStateMachine):
+    """Keys are handed out in chains, as prompts do: key i+1 is only ever found after key i."""
+
     def __init__(self):
         super().__init__()
-        self.allocator = PageAllocator(12)
+        self.evicted: list[int] = []
+        self.allocator = PageAllocator(12, on_evict=self.evicted.append)
         self.owned: list[list[int]] = []
+        self.content: dict[int, bytes] = {}
 
     @rule(count=st.integers(0, 12))
     def allocate(self, count):
         if count <= self.allocator.num_free:
-            self.owned.append(self.allocator.allocate(count))
+            before = len(self.evicted)
+            pages = self.allocator.allocate(count)
+            given_up = self.evicted[before:]
+            assert set(given_up) <= set(pages), "a page was evicted and not used"
+            assert self.content.keys() & set(pages) == set(given_up), "a page lost its content"
+            for page in given_up:
+                del self.content[page]
+            self.owned.append(pages)
 
     @precondition(lambda self: self.owned)
     @rule(data=st.data())
     def release_some(self, data):
         pages = self.owned.pop(data.draw(st.integers(0, len(self.owned) - 1)))
         keep = data.draw(st.integers(0, len(pages)))
-        self.allocator.release(pages[keep:])
         self.owned.append(pages[:keep])
+        freed = self.allocator.release(pages[keep:])
+        held = {p for pages in self.owned for p in pages}
+        assert set(freed) == set(pages[keep:]) - held - self.content.keys()
+
+    @precondition(lambda self: self.owned)
+    @rule(data=st.data(), number=st.integers(0, 5))
+    def publish(self, data, number):
+        pages = self.owned[data.draw(st.integers(0, len(self.owned) - 1))]
+        key = bytes([number])
+        if pages and pages[0] not in self.content and key not in self.content.values():
+            self.content[pages[0]] = key
+        if pages:
+            self.allocator.publish(pages[0], key)
+
+    @rule(numbers=st.lists(st.integers(0, 5), max_size=3, unique=True))
+    def hold(self, numbers):
+        keys = [bytes([number]) for number in numbers]
+        known = [key in self.content.values() for key in keys]
+        expected = known.index(False) if False in known else len(known)
+        found, idle = self.allocator.num_found(keys)
+        assert found == expected
+        before = self.allocator.num_idle
+        pages = self.allocator.hold(keys[:found])
+        assert [self.content[page] for page in pages] == keys[:found]
+        assert self.allocator.num_idle == before - idle
+        self.owned.append(pages)
 
     @invariant()
     def adds_up(self):
@@ -76,13 +112,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.sequences: list[Sequence] = []
         self.idle_steps = 0
 
-    @rule(length=st.integers(1, 12))
-    def add(self, length):
+    @rule(
+        length=st.integers(1, 12), kind=st.sampled_from([20, 21]), priority=st.sampled_from([0, 1])
+    )
+    def add(self, length, kind, priority):
         sequence = Sequence(
             str(len(self.sequences)),
             0,
-            [9] * length,
-            SamplingParams(),
+            [kind] * length,
+            SamplingParams(priority=priority),
             COMPRESSION,
             trigger_id=TRIGGER,
         )
@@ -104,14 +142,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         for part in scheduled:
             self.forward(part.sequence, part.num_tokens)
+        self.scheduler.publish(part.sequence for part in scheduled)
         for part, token in zip(scheduled, tokens * len(scheduled)):
             sequence = part.sequence
             if sequence.num_pending:
                 continue
             if token == -1:
                 self.scheduler.finish(sequence, "stop")
-            elif sequence.append(token):
-                sequence.insert_gists()
+            else:
+                sequence.extend()
+                if sequence.settle(token)[1]:
+                    sequence.insert_gists()
         self.scheduler.compact(
             [p.sequence for p in scheduled if p.sequence.status is Status.RUNNING]
         )
@@ -122,14 +163,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         for slot, index in zip(
             slots, range(sequence.num_forwarded, sequence.num_forwarded + num_tokens)
         ):
-            value = int(sequence.request_id) * 1000 + index
+            value = self.value(sequence, index)
             self.pool.keys[0][slot] = value
             self.pool.values[0][slot] = -value
             self.pool.token_index[slot] = index
         sequence.forwarded(num_tokens)
 
+    @staticmethod
+    def value(sequence, index):
+        """What the model would write: the same for the same prompt."""
+        in_prompt = index < len(sequence.prompt_ids)
+        owner = sequence.prompt_ids[0] if in_prompt else 100 + int(sequence.request_id)
+        return owner * 1000 + index
+
     @invariant()
-    def no_page_is_shared_or_lost(self):
+    def no_page_is_lost_or_held_by_a_stranger(self):
         if hasattr(self, "scheduler"):
             self.scheduler.check_integrity()
 
@@ -139,7 +187,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if sequence.status is not Status.RUNNING:
                 continue
             slots = self.scheduler.slots(sequence, range(len(sequence.live)))
-            expected = [int(sequence.request_id) * 1000 + index for index in sequence.live]
+            expected = [self.value(sequence, index) for index in sequence.live]
             assert self.pool.keys[0][slots, 0, 0].tolist() == expected
             assert self.pool.values[0][slots, 0, 0].tolist() == [-v for v in expected]
             assert self.pool.token_index[slots].tolist() == sequence.live
@@ -156,6 +204,9 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.scheduler.finish(sequence, "abort")
         if hasattr(self, "pool"):
             assert self.pool.allocator.num_used == 0
+            # Pages that a later prompt could still find keep their content, until it is needed.
+            allocator = self.pool.allocator
+            allocator.release(allocator.allocate(allocator.num_pages))
             assert self.pool.keys[0].isnan().all(), "freed slots were not poisoned"
 
 

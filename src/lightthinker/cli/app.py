@@ -32,6 +32,7 @@ app = App(
 COMMANDS = {
     "demo": ("demo:demo", "Watch the bundled model compress its reasoning, then measure it."),
     "generate": ("generate:generate", "Answer a question; thoughts fold away as they finish."),
+    "serve": ("serve:serve", "Serve a model to OpenAI clients, with a page to watch it think."),
     "eval": ("evaluate:evaluate", "Measure accuracy and cost, with and without compression."),
     "report": ("report:report", "Write the HTML report of an evaluation."),
     "prepare": ("training:prepare", "Encode and pack a recipe's traces, and say what was read."),

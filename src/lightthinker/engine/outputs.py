@@ -59,6 +59,22 @@ class CompressionStats:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a sampled token was, under the model's own distribution.
+
+    Attributes:
+        token_id: The token.
+        logprob: Its natural log-probability, before penalties and temperature, among the tokens
+            that may be sampled.
+        top: The most likely tokens and theirs, best first; as many as were asked for.
+    """
+
+    token_id: int
+    logprob: float
+    top: dict[int, float]
+
+
+@dataclass(frozen=True)
 class CompletionOutput:
     """One sample of a request.
 
@@ -69,6 +85,7 @@ class CompletionOutput:
         finish_reason: None while running; `stop`, `length` or `abort`.
         stop_reason: The stop string or stop token id that ended it, if any.
         thoughts: Finished thoughts so far.
+        logprobs: One entry per sampled token, if asked for.
         stats: Costs; complete once finished, `live_tokens` and `full_cot_tokens` current at every
             step.
     """
@@ -79,15 +96,26 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     thoughts: list[ThoughtStats] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
     stats: CompressionStats | None = None
 
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A request's state after a step; `outputs` holds one entry per sample."""
+    """A request's state after a step.
+
+    Attributes:
+        request_id: Its name.
+        prompt: Its prompt, if it came as text.
+        prompt_token_ids: Its prompt's ids.
+        outputs: One entry per sample.
+        finished: Whether all samples are finished.
+        num_cached_tokens: Prompt tokens whose KV was already there, from an earlier request.
+    """
 
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
+    num_cached_tokens: int = 0

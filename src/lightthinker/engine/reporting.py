@@ -2,9 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from lightthinker.engine.detokenizer import Detokenizer
 from lightthinker.engine.outputs import CompletionOutput, CompressionStats
+from lightthinker.engine.scheduler import Scheduler
 from lightthinker.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStats:
+    """What the engine holds now, and what it has done since it was made.
+
+    Attributes:
+        num_running: Sequences running.
+        num_waiting: Sequences waiting, swapped ones included.
+        num_pages: KV pages in the pool.
+        num_pages_used: Pages that have an owner.
+        live_tokens: KV tokens live, over the running sequences.
+        full_cot_tokens: KV tokens that full chain-of-thought would hold for the same sequences.
+        num_compactions: Times a sequence freed expired tokens.
+        num_tokens_freed: Tokens freed so.
+        num_preemptions: Times a sequence was swapped to host memory.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    num_pages_used: int
+    live_tokens: int
+    full_cot_tokens: int
+    num_compactions: int
+    num_tokens_freed: int
+    num_preemptions: int
+
+
+def engine_stats(scheduler: Scheduler) -> EngineStats:
+    """Read the engine's state off its scheduler."""
+    running = scheduler.running
+    return EngineStats(
+        num_running=len(running),
+        num_waiting=len(scheduler.waiting),
+        num_pages=scheduler.pool.allocator.num_pages,
+        num_pages_used=scheduler.pool.allocator.num_used,
+        live_tokens=sum(len(s.live) for s in running),
+        full_cot_tokens=sum(len(s.prompt_ids) + len(s.sampled_ids) for s in running),
+        num_compactions=scheduler.num_compactions,
+        num_tokens_freed=scheduler.num_tokens_freed,
+        num_preemptions=scheduler.num_preemptions,
+    )
 
 
 def completion(
@@ -20,10 +66,11 @@ def completion(
     return CompletionOutput(
         index=sequence.index,
         text=_safe_text(sequence, detokenizer),
-        token_ids=list(sequence.sampled_ids),
+        token_ids=sequence.known_ids,
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
         thoughts=list(sequence.thoughts),
+        logprobs=list(sequence.logprobs) if sequence.params.logprobs is not None else None,
         stats=_stats(sequence, bytes_per_token),
     )
 

@@ -13,6 +13,7 @@ from lightthinker.attention.paged import (
     ShapeProbe,
     paged_attention,
 )
+from lightthinker.engine.step import StepPlan
 from lightthinker.errors import CheckpointError
 from lightthinker.kvcache.pool import LayerShape
 
@@ -39,7 +40,8 @@ class ModelRunner:
                 its own).
         """
         probe = ShapeProbe()
-        self._forward(probe, [0], [0], [0])
+        zero = self._tensor([0])
+        self._forward(probe, zero, zero, zero)
         shapes = probe.shapes
         if not shapes or sorted(shapes) != list(range(max(shapes) + 1)):
             raise CheckpointError(
@@ -53,38 +55,49 @@ class ModelRunner:
         self,
         backend: AttentionBackend,
         batch: PagedBatch,
-        token_ids: list[int],
-        positions: list[int],
-        wanted_rows: list[int],
+        plan: StepPlan,
+        known: list[int] | torch.Tensor | None,
     ) -> torch.Tensor:
         """Forward a step.
 
+        Args:
+            backend: Stores keys and values and attends.
+            batch: The plan's rows for it.
+            plan: The step.
+            known: Samples of the step before, for the rows whose token the plan does not know.
+
         Returns:
-            Logits [len(wanted_rows), V] in float32.
+            Logits [B, V] in float32, one row per wanted row.
         """
         backend.prepare(batch)
-        return self._forward(backend, token_ids, positions, wanted_rows).float()
+        token_ids = self._tensor(plan.token_ids)
+        if known is not None:
+            samples = torch.as_tensor(known, device=self.device)
+            token_ids[self._tensor(plan.unknown_rows)] = samples[self._tensor(plan.unknown_from)]
+        # Without wanted rows one is read all the same: models want at least one.
+        wanted = self._tensor(plan.wanted_rows or [0])
+        return self._forward(backend, token_ids, self._tensor(plan.positions), wanted).float()
 
     @torch.no_grad()
     def _forward(
         self,
         backend: AttentionBackend,
-        token_ids: list[int],
-        positions: list[int],
-        wanted_rows: list[int],
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        wanted_rows: torch.Tensor,
     ) -> torch.Tensor:
-        def tensor(data: list[int]) -> torch.Tensor:
-            return torch.tensor(data, dtype=torch.long, device=self.device)
-
         with paged_attention(backend):
             output = self.model(
-                input_ids=tensor(token_ids)[None],
-                position_ids=tensor(positions)[None],
+                input_ids=token_ids[None],
+                position_ids=positions[None],
                 use_cache=False,
-                logits_to_keep=tensor(wanted_rows),
+                logits_to_keep=wanted_rows,
             )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+    def _tensor(self, data: list[int]) -> torch.Tensor:
+        return torch.tensor(data, dtype=torch.long, device=self.device)
 
 
 def paged_batch(

@@ -1,14 +1,18 @@
-"""Picks the next token of each sequence: greedy, temperature, top-k, top-p, seeds, forbidden ids.
+"""Picks the next token of each sequence: greedy, or drawn by its parameters and seed.
 
 A sampler sees logits and sequences only; tests and benchmarks put a scripted one in its place.
+Invariant: what a request draws depends on its own logits, parameters and seed, never on the batch.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Protocol
 
 import torch
 
+from lightthinker.engine.outputs import TokenLogprob
+from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.engine.sequence import Sequence
 
 GREEDY_BELOW = 1e-5
@@ -37,28 +41,76 @@ class Sampler:
         """Return one token id per sequence.
 
         Args:
-            logits: Float tensor [B, V], one row per sequence; changed in place.
+            logits: Float tensor [B, V], one row per sequence. Ids that are never sampled become
+                minus infinity in place; nothing else changes.
             sequences: The B sequences.
         """
         if self.never_sampled:
             logits[:, self.never_sampled] = float("-inf")
-        tokens = logits.argmax(dim=-1).tolist()
+        tokens: list[int] = logits.argmax(dim=-1).tolist()
         for row, sequence in enumerate(sequences):
-            if sequence.params.temperature > GREEDY_BELOW:
-                tokens[row] = self._draw(logits[row].float().cpu(), sequence)
-        out: list[int] = tokens
-        return out
+            params = sequence.params
+            if params.temperature > GREEDY_BELOW or params.has_penalties:
+                tokens[row] = self._pick(penalised(logits[row].float().cpu(), sequence), sequence)
+        return tokens
 
     @staticmethod
-    def _draw(logits: torch.Tensor, sequence: Sequence) -> int:
+    def _pick(logits: torch.Tensor, sequence: Sequence) -> int:
         params = sequence.params
-        logits = logits / params.temperature
-        if 0 < params.top_k < len(logits):
-            kept = torch.topk(logits, params.top_k).values[-1]
-            logits = logits.masked_fill(logits < kept, float("-inf"))
-        probabilities = torch.softmax(logits, dim=-1)
-        if params.top_p < 1:
-            ordered, order = probabilities.sort(descending=True)
-            beyond = ordered.cumsum(0) - ordered >= params.top_p
-            probabilities[order[beyond]] = 0
-        return int(torch.multinomial(probabilities, 1, generator=sequence.generator))
+        if params.temperature <= GREEDY_BELOW:
+            return int(logits.argmax())
+        probabilities = candidate_probabilities(logits, params)
+        # A draw depends on the seed and its number alone: one that is thrown away changes nothing.
+        generator = torch.Generator().manual_seed(_draw_seed(sequence))
+        return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def _draw_seed(sequence: Sequence) -> int:
+    mixed = hashlib.blake2b(f"{sequence.seed} {len(sequence.sampled_ids)}".encode(), digest_size=7)
+    return int.from_bytes(mixed.digest(), "big")
+
+
+def penalised(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+    """Return logits [V] after the request's penalties for what it has already written."""
+    params = sequence.params
+    if not params.has_penalties:
+        return logits
+    logits = logits.clone()
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*sequence.prompt_ids, *sequence.sampled_ids}))
+        factor = params.repetition_penalty
+        logits[seen] = torch.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
+    if sequence.sampled_ids:
+        ids, counts = torch.tensor(sequence.sampled_ids).unique(return_counts=True)  # type: ignore[no-untyped-call]
+        logits[ids] -= params.presence_penalty + params.frequency_penalty * counts
+    return logits
+
+
+def candidate_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """Return what is drawn from, [V]: temperature, then top-k, top-p and min-p (vLLM's order).
+
+    Candidates that were dropped have probability zero; the rest is not normalised again.
+    """
+    logits = logits / params.temperature
+    if 0 < params.top_k < len(logits):
+        kept = torch.topk(logits, params.top_k).values[-1]
+        logits = logits.masked_fill(logits < kept, float("-inf"))
+    probabilities = torch.softmax(logits, dim=-1)
+    if params.top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        beyond = ordered.cumsum(0) - ordered >= params.top_p
+        probabilities[order[beyond]] = 0
+    if params.min_p > 0:
+        probabilities[probabilities < params.min_p * probabilities.max()] = 0
+    return probabilities
+
+
+def token_logprob(logits: torch.Tensor, token_id: int, num_top: int) -> TokenLogprob:
+    """Return the log-probability of a token, and the best ones, from logits [V]."""
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    values, ids = logprobs.topk(min(num_top, len(logprobs)))
+    return TokenLogprob(
+        token_id,
+        float(logprobs[token_id]),
+        dict(zip(ids.tolist(), values.tolist(), strict=True)),
+    )

@@ -1,18 +1,24 @@
 """Who runs in the next step, and who owns which pages.
 
-Continuous batching: sequences join whenever there is room and leave when they finish. When pages
-run out, the sequence that joined last is swapped to host memory and comes back as it was: a gist is
-never computed again without its thought. Knows nothing of models or sampling.
+Continuous batching: sequences join whenever there is room and leave when they finish; those that
+generate go before those that still read their prompt, which take what is left of the step. When
+pages run out, the least urgent sequence is swapped to host memory and comes back as it was: a gist
+is never computed again without its thought. Prompts that begin alike share their full pages, and of
+several that are new and alike one goes ahead. Knows nothing of models or sampling.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from bisect import insort
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from lightthinker.engine.sequence import Sequence, Status
 from lightthinker.kvcache.pool import PagePool
+from lightthinker.kvcache.prompt_keys import prompt_page_keys
+
+BY_ORDER = attrgetter("order")
 
 
 @dataclass(frozen=True)
@@ -31,18 +37,35 @@ class Scheduler:
         max_num_seqs: Most sequences running at once.
         max_num_batched_tokens: Most tokens forwarded in one step; longer prompts are prefilled in
             chunks.
+        share_prompts: Whether prompts that begin alike share pages.
     """
 
-    def __init__(self, pool: PagePool, *, max_num_seqs: int, max_num_batched_tokens: int):
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        share_prompts: bool = True,
+    ):
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.share_prompts = share_prompts
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.num_compactions = 0
+        self.num_tokens_freed = 0
+        self.num_preemptions = 0
+        self._num_arrived = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
-        self.waiting.append(sequence)
+        sequence.arrival = self._num_arrived
+        self._num_arrived += 1
+        if self.share_prompts and sequence.has_plain_prompt:
+            sequence.page_keys = prompt_page_keys(sequence.prompt_ids, self.pool.page_size)
+        insort(self.waiting, sequence, key=BY_ORDER)
 
     def schedule(self) -> list[Scheduled]:
         """Choose the next step's tokens and allocate their pages.
@@ -51,8 +74,8 @@ class Scheduler:
         """
         self._admit()
         budget, scheduled = self.max_num_batched_tokens, []
-        for sequence in list(self.running):
-            if sequence.status is not Status.RUNNING:
+        for sequence in self._by_urgency():
+            if sequence.status is not Status.RUNNING or not sequence.num_pending:
                 continue
             if budget <= 0:
                 break
@@ -62,6 +85,14 @@ class Scheduler:
             budget -= num_tokens
             scheduled.append(Scheduled(sequence, num_tokens))
         return [s for s in scheduled if s.sequence.status is Status.RUNNING]
+
+    def publish(self, sequences: Iterable[Sequence]) -> None:
+        """Let others find the prompt pages that these sequences have now filled."""
+        for sequence in sequences:
+            full = min(len(sequence.page_keys), sequence.num_forwarded // self.pool.page_size)
+            for i in range(sequence.num_published, full):
+                self.pool.allocator.publish(sequence.pages[i], sequence.page_keys[i])
+            sequence.num_published = max(sequence.num_published, full)
 
     def slots(self, sequence: Sequence, positions: Iterable[int]) -> list[int]:
         """Return the slots of a sequence's live tokens, given their positions in `live`."""
@@ -73,21 +104,27 @@ class Scheduler:
         source: list[int] = []
         target: list[int] = []
         vacated: list[int] = []
+        shrunk: list[Sequence] = []
         for sequence in sequences:
             expired = sequence.expired()
             if not expired:
                 continue
+            self.num_compactions += 1
+            self.num_tokens_freed += len(expired)
             gone = set(expired)
             kept = [i for i in range(len(sequence.live)) if i not in gone]
+            assert expired[0] >= len(sequence.page_keys) * self.pool.page_size, "a shared page"
             moves = [(old, new) for new, old in enumerate(kept) if old != new]
             source += self.slots(sequence, (old for old, _ in moves))
             target += self.slots(sequence, (new for _, new in moves))
             vacated += self.slots(sequence, range(len(kept), len(sequence.live)))
             sequence.keep(kept)
-            self._release(sequence, keep=self._pages_for(len(kept)))
+            shrunk.append(sequence)
         if source:
             self.pool.move(source, target)
         self.pool.clear(vacated)
+        for sequence in shrunk:
+            self._release(sequence, keep=self._pages_for(len(sequence.live)))
 
     def finish(self, sequence: Sequence, reason: str) -> None:
         """End a sequence and free all it holds."""
@@ -110,28 +147,54 @@ class Scheduler:
             ):
                 raise AssertionError("a sequence has live tokens without pages")
 
+    def _by_urgency(self) -> list[Sequence]:
+        """Return who runs: first those that generate, then those that read; each by order."""
+        return sorted(self.running, key=lambda s: (not s.sampled_ids, s.order))
+
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_num_seqs:
-            sequence = self.waiting[0]
+        for sequence in self._candidates():
+            found, idle = self.pool.allocator.num_found(sequence.page_keys)
             if sequence.status is Status.SWAPPED:
-                needed = self._pages_for(len(sequence.live) + sequence.num_pending)
+                found = idle = 0
+                last = len(sequence.live) + sequence.num_pending
             else:
-                needed = self._pages_for(min(sequence.num_pending, self.max_num_batched_tokens))
+                cached = found * self.pool.page_size
+                last = cached + min(sequence.num_pending - cached, self.max_num_batched_tokens)
+            needed = self._pages_for(last) - found
             # A spare page per runner, so that admitting does not preempt someone in the very next
             # step.
-            spare = len(self.running) if self.running else 0
-            if self.pool.allocator.num_free < needed + spare:
+            if self.pool.allocator.num_free - idle < needed + len(self.running):
                 if not self.running and self.pool.allocator.num_used == 0:
                     self.finish(sequence, "length")
                     continue
                 return
-            self.waiting.popleft()
+            self.waiting.remove(sequence)
             if sequence.saved_kv is not None:
                 sequence.pages = self.pool.allocator.allocate(self._pages_for(len(sequence.live)))
                 self.pool.write(self.slots(sequence, range(len(sequence.live))), sequence.saved_kv)
                 sequence.saved_kv = None
+            elif found:
+                sequence.pages = self.pool.allocator.hold(sequence.page_keys[:found])
+                sequence.adopt(found * self.pool.page_size)
+                sequence.num_published = found
             sequence.status = Status.RUNNING
             self.running.append(sequence)
+
+    def _candidates(self) -> Iterator[Sequence]:
+        """Yield who may join, in order.
+
+        A prompt that begins with a page that somebody is filling right now waits for it.
+        """
+        being_filled = {key for s in self.running for key in s.page_keys[s.num_published :]}
+        for sequence in list(self.waiting):
+            if len(self.running) >= self.max_num_seqs:
+                return
+            keys = sequence.page_keys if sequence.status is Status.WAITING else []
+            found, _ = self.pool.allocator.num_found(keys)
+            if found < len(keys) and keys[found] in being_filled:
+                continue
+            yield sequence
+            being_filled.update(keys[found:])
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give the sequence pages for `num_tokens` more.
@@ -140,7 +203,7 @@ class Scheduler:
         """
         missing = self._pages_for(len(sequence.live) + num_tokens) - len(sequence.pages)
         while missing > self.pool.allocator.num_free:
-            victim = self.running[-1]
+            victim = max(self.running, key=BY_ORDER)
             if victim is sequence:
                 if len(self.running) == 1:
                     self.finish(sequence, "length")
@@ -157,15 +220,14 @@ class Scheduler:
         self._drop_kv(sequence)
         self.running.remove(sequence)
         sequence.status = Status.SWAPPED
-        self.waiting.appendleft(sequence)
+        self.num_preemptions += 1
+        insort(self.waiting, sequence, key=BY_ORDER)
 
     def _drop_kv(self, sequence: Sequence) -> None:
-        size = self.pool.page_size
-        self.pool.clear([page * size + i for page in sequence.pages for i in range(size)])
         self._release(sequence, keep=0)
 
     def _release(self, sequence: Sequence, *, keep: int) -> None:
-        self.pool.allocator.release(sequence.pages[keep:])
+        self.pool.release(sequence.pages[keep:])
         del sequence.pages[keep:]
 
     def _pages_for(self, num_tokens: int) -> int:

@@ -17,9 +17,14 @@ import torch
 
 from lightthinker.attention.batch import Row
 from lightthinker.compression import CompressionConfig
+from lightthinker.engine.budget import ThinkingBudget
+from lightthinker.engine.outputs import TokenLogprob
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.layout import NEVER, LayoutRules, Role
 from lightthinker.layout_builder import LayoutBuilder
+
+UNKNOWN = -1
+"""Stands for the id of a token that is still being sampled."""
 
 
 class Status(Enum):
@@ -44,6 +49,9 @@ class Sequence:
         reasoning_over: Whether the sampled ids have reached the end of reasoning, if that matters
             (token-level segments, forced triggers); after it tokens are answer.
         trigger_id: The checkpoint's trigger, known with compression off too.
+        seed: What this sample's draws depend on, together with their number in the sequence.
+        budget: Ends reasoning when its tokens are spent.
+        unsettled: Index of the last token while its id is unknown or not acted on; see `extend`.
     """
 
     request_id: str
@@ -53,18 +61,25 @@ class Sequence:
     compression: CompressionConfig | None
     reasoning_over: Callable[[list[int]], bool] | None = None
     trigger_id: int | None = None
-    generator: torch.Generator | None = None
+    seed: int = 0
+    budget: ThinkingBudget | None = None
     status: Status = Status.WAITING
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     sampled_ids: list[int] = field(default_factory=list)
+    unsettled: int | None = None
     live: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     thoughts: list[Any] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     saved_kv: list[torch.Tensor] | None = None
     num_forwarded: int = 0
     tokens_freed: int = 0
     peak_live: int = 0
+    num_cached_tokens: int = 0
+    page_keys: list[bytes] = field(default_factory=list)
+    num_published: int = 0
+    arrival: int = -1
 
     def __post_init__(self) -> None:
         rules: LayoutRules = self.compression or LayoutRules(method="full")
@@ -78,6 +93,22 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens written in the layout but not yet forwarded."""
         return len(self.token_ids) - self.num_forwarded
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who comes first: by priority, then by arrival."""
+        return self.params.priority, self.arrival
+
+    @property
+    def has_plain_prompt(self) -> bool:
+        """Whether no prompt token ever expires, so that its pages may be shared."""
+        return self.compression is None or self.compression.prompt_chunk_tokens is None
+
+    def adopt(self, num_tokens: int) -> None:
+        """Note that the pool already holds the first `num_tokens` prompt tokens."""
+        assert not self.live, "only a sequence that has not begun can adopt pages"
+        self.forwarded(num_tokens)
+        self.num_cached_tokens = num_tokens
 
     def next_chunk(self, budget: int) -> int:
         """Return how many pending tokens to forward in the next step.
@@ -105,6 +136,8 @@ class Sequence:
         Call before they are added to `live`.
         """
         builder, begin = self.builder, self.num_forwarded
+        if num_tokens == 1 and self._is_plain(begin):
+            return [Row(0, len(self.live) + 1, 0, 0)]
         live = [*self.live, *range(begin, begin + num_tokens)]
         rows = []
         for q in range(begin, begin + num_tokens):
@@ -121,6 +154,11 @@ class Sequence:
                     assert excl_hi - excl_lo == len(hidden), "a row can exclude one range only"
             rows.append(Row(lower, upper, excl_lo, excl_hi))
         return rows
+
+    def _is_plain(self, q: int) -> bool:
+        """Whether a token sees all that is live, as a decoded token does."""
+        role, first = self.builder.role[q], self.builder.first[q]
+        return first == 0 and role not in (Role.GIST, Role.CONTINUE)
 
     def forwarded(self, num_tokens: int) -> None:
         """Note that the next `num_tokens` pending tokens are now in the pool."""
@@ -148,27 +186,58 @@ class Sequence:
         config = self.compression
         return config is not None and config.method == "anllm" and token_id == config.gist_ids[0]
 
-    def append(self, token_id: int) -> bool:
-        """Write a sampled token.
+    @property
+    def needs_known_tokens(self) -> bool:
+        """Whether its next step cannot be prepared before its last token is known."""
+        is_anllm = self.compression is not None and self.compression.method == "anllm"
+        return is_anllm or self.params.has_penalties
 
-        Return whether it ends a thought, so that `insert_gists` must follow.
+    @property
+    def known_ids(self) -> list[int]:
+        """The sampled ids, without one that is still being sampled."""
+        return self.sampled_ids[: -1 if self.unsettled is not None else None]
+
+    def extend(self, forced: int | None = None) -> None:
+        """Write the next sampled token; its id may come later, through `settle`.
+
+        Args:
+            forced: Its id, where the engine decides and not the model.
+        """
+        assert self.unsettled is None, "one token at a time"
+        self.unsettled = len(self.token_ids)
+        self.token_ids.append(UNKNOWN if forced is None else forced)
+        self.sampled_ids.append(self.token_ids[-1])
+        self.builder.sampled(role=Role.ANSWER if self.in_answer else Role.THOUGHT)
+
+    def settle(self, token_id: int) -> tuple[int, bool]:
+        """Fill in the id of the last token.
+
+        AnLLM's anchor, which has another place in the layout, is written here and nowhere else.
+
+        Returns:
+            The id (a forced one stays), and whether it ends a thought, so that `insert_gists` must
+            follow.
         """
         config, builder = self.compression, self.builder
-        self.sampled_ids.append(token_id)
-        self.token_ids.append(token_id)
         if self.is_anchor(token_id):
+            self.sampled_ids.append(token_id)
+            self.token_ids.append(token_id)
             builder.compress()
-            return False
+            return token_id, False
+        index = self.unsettled
+        assert index is not None, "extend() comes first"
+        if self.token_ids[index] != UNKNOWN:
+            token_id = self.token_ids[index]
+        self.token_ids[index] = self.sampled_ids[-1] = token_id
+        self.unsettled = None
         if token_id == self.trigger_id:
-            builder.sampled(role=Role.TRIGGER)
-        else:
-            builder.sampled(role=Role.ANSWER if self.in_answer else Role.THOUGHT)
+            builder.mark_trigger(index)
         full_segment = self._fills_segment()
         if self.reasoning_over is not None and not self.in_answer:
             self.in_answer = self.reasoning_over(self.sampled_ids)
         if config is None:
-            return False
-        return full_segment or (config.has_trigger and token_id == self.trigger_id)
+            return token_id, False
+        return token_id, full_segment or (config.has_trigger and token_id == self.trigger_id)
 
     def _fills_segment(self) -> bool:
         config = self.compression

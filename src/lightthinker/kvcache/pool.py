@@ -47,7 +47,7 @@ class PagePool:
     ):
         self.page_size = page_size
         self.poison = poison
-        self.allocator = PageAllocator(num_pages)
+        self.allocator = PageAllocator(num_pages, on_evict=self._clear_page)
         num_slots = num_pages * page_size
 
         def slots(num_heads: int, dim: int) -> torch.Tensor:
@@ -79,6 +79,15 @@ class PagePool:
             index = self._index(slots)
             for tensor in (*self.keys, *self.values):
                 tensor[index] = float("nan")
+
+    def release(self, pages: list[int]) -> None:
+        """Let go of pages; what became free is poisoned, if this pool does so."""
+        for page in self.allocator.release(pages):
+            self._clear_page(page)
+
+    def _clear_page(self, page: int) -> None:
+        if self.poison:
+            self.clear(list(range(page * self.page_size, (page + 1) * self.page_size)))
 
     def read(self, slots: list[int]) -> list[torch.Tensor]:
         """Copy slots to host memory: all keys, all values, the token index."""

@@ -1,0 +1,38 @@
+"""EngineConfig: the sizes of an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightthinker.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Sizes of the engine.
+
+    Attributes:
+        max_num_seqs: Most sequences running at once.
+        max_num_batched_tokens: Most tokens forwarded in one step.
+        page_size: Tokens per KV page.
+        num_kv_tokens: Tokens the KV pool holds.
+        enable_prefix_caching: Keep the full pages of finished prompts findable, and share them
+            between requests and samples that begin alike.
+        async_scheduling: Prepare and launch a step before the tokens of the step before it are
+            known, so that the device never waits for Python; a thought's gists then come one step
+            later. None: on a GPU.
+        poison_freed_pages: Fill freed KV with NaN (for tests).
+    """
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 4096
+    page_size: int = 16
+    num_kv_tokens: int = 65_536
+    enable_prefix_caching: bool = True
+    async_scheduling: bool | None = None
+    poison_freed_pages: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "page_size", "num_kv_tokens"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name} is {getattr(self, name)}; it must be at least 1.")
