@@ -31,6 +31,7 @@ app = App(
 
 COMMANDS = {
     "demo": ("demo:demo", "Watch the bundled model compress its reasoning, then measure it."),
+    "chat": ("chat:chat", "Talk with a model or a server; thoughts fold as they finish."),
     "generate": ("generate:generate", "Answer a question; thoughts fold away as they finish."),
     "serve": ("serve:serve", "Serve a model to OpenAI clients, with a page to watch it think."),
     "eval": ("evaluate:evaluate", "Measure accuracy and cost, with and without compression."),

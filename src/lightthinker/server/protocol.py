@@ -202,7 +202,6 @@ class ChatCompletionRequest(GenerationBody):
     service_tier: Any = None
     verbosity: Any = None
 
-
     @model_validator(mode="after")
     def _check_logprobs(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
