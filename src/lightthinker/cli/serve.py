@@ -67,6 +67,7 @@ def serve(
 
     try:
         from lightthinker.server.app import create_app
+        from lightthinker.server.logs import configure_logging
         from lightthinker.server.run import bind, is_loopback, make_server
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -86,6 +87,7 @@ def serve(
         allowed_hosts=allow_host or (local if is_loopback(host) else ()),
         metrics_prefix=metrics_prefix,
     )  # fmt: skip
+    configure_logging(as_json=log_json)
     sock = bind(host, port)
     llm = open_llm(
         model, device=device, dtype=dtype, max_num_seqs=max_num_seqs,

@@ -306,7 +306,10 @@ class AsyncLLM:
         self._stats = engine.stats()
         self._deliver(outputs)
         if self.on_step:
-            self.on_step(progress)
+            try:
+                self.on_step(progress)
+            except Exception:
+                logger.exception("the observer of steps failed")
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, RequestOutput]]] = {}

@@ -14,7 +14,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.staticfiles import StaticFiles
-from starlette.responses import HTMLResponse, Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from lightthinker import __version__
 from lightthinker.engine.async_llm import AsyncLLM
@@ -22,6 +23,8 @@ from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.server.errors import JSON, APIError, install_handlers
 from lightthinker.server.formats import ChatFormat, TextFormat
 from lightthinker.server.generation import Call, ChoiceFormat
+from lightthinker.server.metrics import CONTENT_TYPE, Metrics
+from lightthinker.server.middleware import Gate, content_security_policy
 from lightthinker.server.prompts import Prompts
 from lightthinker.server.protocol import (
     ChatCompletionRequest,
@@ -47,12 +50,15 @@ class Server:
         engine: The running engine.
         settings: Limits and switches.
         prompts: The server's tokenizer.
+        metrics: Of this server.
         sampling: Requests to SamplingParams.
     """
 
     def __init__(self, engine: AsyncLLM, settings: ServerSettings):
         self.engine = engine
         self.settings = settings
+        self.metrics = Metrics(settings.model_name, settings.metrics_prefix)
+        engine.on_step = self.metrics.observe
         self.prompts = Prompts(engine.llm)
         self.sampling = Sampling.of(engine.llm, settings)
         self.created = int(time.time())
@@ -99,7 +105,8 @@ class Server:
         )
         splitter = self.splitter if reasons else ReasoningSplitter("", "")
         params = self.sampling.params(body, len(ids))
-        return await self._generate(body, request, [ids], [params], ChatFormat(), splitter)
+        chat_format = ChatFormat(self.prompts.token_text)
+        return await self._generate(body, request, [ids], [params], chat_format, splitter)
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Complete raw prompts."""
@@ -110,7 +117,8 @@ class Server:
         ids = [p if isinstance(p, list) else await self.prompts.text(p) for p in prompts]
         params = [self.sampling.params(body, len(i)) for i in ids]
         splitter = ReasoningSplitter("", "")
-        return await self._generate(body, request, ids, params, TextFormat(), splitter)
+        text_format = TextFormat(self.prompts.token_text)
+        return await self._generate(body, request, ids, params, text_format, splitter)
 
     async def _generate(
         self,
@@ -167,7 +175,19 @@ def create_app(engine: AsyncLLM, settings: ServerSettings | None = None) -> Fast
     install_handlers(app)
     _add_api(app, server)
     _add_status(app, server)
-    _add_page(app)
+    page = _add_page(app)
+    app.add_middleware(
+        Gate, settings=server.settings, page_policy=content_security_policy(page),
+        on_refusal=server.metrics.refuse,
+    )  # fmt: skip
+    if server.settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=server.settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
     return app
 
 
@@ -215,12 +235,18 @@ def _add_status(app: FastAPI, server: Server) -> None:
             raise APIError(503, "The server takes no new requests.", code="shutting_down")
         return JSON({"status": "ready"})
 
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        content = server.metrics.render(server.engine.stats())
+        return Response(content, headers={"Content-Type": CONTENT_TYPE})
+
     @app.get("/version")
     async def version() -> Response:
         return JSON({"version": __version__})
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_page(app: FastAPI) -> str:
+    """Add the page and its files; return its HTML."""
     index = STATIC / "index.html"
     page = index.read_text(encoding="utf-8") if index.is_file() else _NO_PAGE
 
@@ -230,3 +256,4 @@ def _add_page(app: FastAPI) -> None:
 
     if STATIC.is_dir():
         app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return page

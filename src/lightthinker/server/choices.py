@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightthinker.engine.outputs import CompletionOutput
+from lightthinker.engine.outputs import CompletionOutput, TokenLogprob
 from lightthinker.server.reasoning import ReasoningSplitter, Split
 
 
@@ -22,17 +22,22 @@ class Piece:
         answer: New answer text.
         events: Thoughts that started or were compressed.
         finish_reason: Set in the choice's last piece.
+        logprobs: Those of the tokens sampled meanwhile, if asked for; their text may come later,
+            since what might begin a marker is held back.
     """
 
     reasoning: str = ""
     answer: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
     finish_reason: str | None = None
+    logprobs: list[TokenLogprob] | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to send."""
-        return not (self.reasoning or self.answer or self.events or self.finish_reason)
+        return not (
+            self.reasoning or self.answer or self.events or self.finish_reason or self.logprobs
+        )
 
 
 class ChoiceState:
@@ -49,6 +54,7 @@ class ChoiceState:
         self._shown_reasoning = 0
         self._shown_answer = 0
         self._thought_ends: list[tuple[int, int]] = []
+        self._num_logprobs = 0
         self._num_folded = 0
         self._in_thought = False
         self._finished = False
@@ -65,6 +71,9 @@ class ChoiceState:
         rest.answer = answer[self._shown_answer :]
         self._shown_answer = len(answer)
         rest.finish_reason = output.finish_reason
+        if output.logprobs is not None:
+            rest.logprobs = output.logprobs[self._num_logprobs :]
+            self._num_logprobs = len(output.logprobs)
         return [p for p in (*pieces, rest) if not p.is_empty]
 
     def _folded(self, output: CompletionOutput, split: Split) -> list[Piece]:

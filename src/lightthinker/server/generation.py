@@ -40,11 +40,11 @@ class ChoiceFormat(Protocol):
         """Return what a choice's first chunk holds before anything is generated."""
         ...
 
-    def chunk(self, piece: Piece) -> dict[str, Any]:
+    def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
         """Return a chunk's choice, without index."""
         ...
 
-    def whole(self, piece: Piece, output: CompletionOutput) -> dict[str, Any]:
+    def whole(self, index: int, piece: Piece, output: CompletionOutput) -> dict[str, Any]:
         """Return a finished choice, without index."""
         ...
 
@@ -125,7 +125,7 @@ class Call:
         for completion in (c for output in outputs for c in output.outputs):
             pieces = ChoiceState(self.splitter).advance(completion)
             assert len(pieces) == 1
-            choice = self.choice_format.whole(pieces[0], completion)
+            choice = self.choice_format.whole(len(choices), pieces[0], completion)
             choices.append({"index": len(choices), **choice})
         body = {
             **self._head(self.choice_format.object_name),
@@ -147,7 +147,7 @@ class Call:
                 index = i * self.body.n + completion.index
                 state = states.setdefault(index, ChoiceState(self.splitter, with_events=events))
                 for piece in state.advance(completion):
-                    choice = {"index": index, **self.choice_format.chunk(piece)}
+                    choice = {"index": index, **self.choice_format.chunk(index, piece)}
                     chunk = {**head, "choices": [choice]}
                     if events:
                         chunk["lightthinker"] = live_counts(completion) | {"events": piece.events}

@@ -6,6 +6,7 @@ text is what the tokenizer decodes it to alone.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def text_logprobs(
         offset: Characters of the tokens before these.
     """
     tokens = [text_of(e.token_id) for e in entries]
-    offsets = [offset + sum(map(len, tokens[:i])) for i in range(len(tokens))]
+    offsets = list(itertools.accumulate(map(len, tokens[:-1]), initial=offset)) if tokens else []
     return {
         "tokens": tokens,
         "token_logprobs": [max(e.logprob, LEAST) for e in entries],

@@ -66,8 +66,10 @@ class Prompts:
     def __init__(self, llm: LLM):
         self.tokenizer = copy.deepcopy(llm.tokenizer)
         self.compression = llm.compression
-        self.vocab_size = llm.engine.vocab_size
+        self.vocab_size = int(llm.engine.runner.model.get_input_embeddings().weight.shape[0])
         self.template_variables = _template_variables(self.tokenizer)
+        self._token_texts: dict[int, str] = {}
+        self._decoder = copy.deepcopy(llm.tokenizer)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lightthinker-tokenizer")
 
     async def chat(
@@ -88,6 +90,13 @@ class Prompts:
     async def text(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a raw prompt."""
         return await self._run(lambda: self._encode(prompt, add_special_tokens))
+
+    def token_text(self, token_id: int) -> str:
+        """Return the text of one token alone; for the event loop's thread."""
+        text = self._token_texts.get(token_id)
+        if text is None:
+            text = self._token_texts[token_id] = self._decoder.decode([token_id])
+        return text
 
     async def token_strings(self, ids: Sequence[int]) -> list[str]:
         """Return each token as the vocabulary spells it."""
