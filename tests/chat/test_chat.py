@@ -100,7 +100,7 @@ def test_turns_compression_and_reset(server: FakeServer) -> None:
     asked = [[m["content"] for m in request["messages"]] for request in server.requests]
     assert asked == [["one"], ["one", PROBLEM.answer, "two"], ["three"]]
     assert [r["lightthinker"]["compression"] for r in server.requests] == [None, False, False]
-    assert "tokens kept)" in text
+    assert text.count(" gists)") == len(PROBLEM.thoughts)
     assert "Say `/compression on`" in text
 
 

@@ -32,8 +32,9 @@ def answer(question: str) -> Script:
     return Script(PROBLEM.thoughts, PROBLEM.answer)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[object]:
+    """Chromium for one module: while it runs, no other event loop can in this thread."""
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")

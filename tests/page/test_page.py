@@ -108,7 +108,8 @@ def test_side_by_side_runs_both_ways_at_once(visit, server) -> None:  # type: ig
 
     assert sorted(r["lightthinker"]["compression"] for r in server.requests) == [False, True]
     assert page.locator(".run.ours .thought.folded").count() == len(SIZES)
-    assert page.locator(".run.full .thought.kept:not(.closed)").count() == len(SIZES)
+    kept = page.locator(".run.full .thought.kept:not(.closed) .text")
+    assert tuple(kept.all_inner_texts()) == PROBLEM.thoughts
     left, right = (page.locator(f".run.{kind}").bounding_box() for kind in ("ours", "full"))
     assert left["x"] + left["width"] <= right["x"]
     assert page.get_attribute(".axes button[data-axis=seconds]", "aria-pressed") == "true"

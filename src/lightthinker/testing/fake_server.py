@@ -88,24 +88,26 @@ class FakeServer:
         live, full, peak, dependency, freed = prompt, prompt, prompt, 0, 0
         yield _chunk({"role": "assistant", "content": ""})
         thoughts = repeat(script.thoughts[0]) if script.endless else script.thoughts
-        index = -1
+        index, held = -1, ""
         for index, thought in enumerate(thoughts):
             begin = live
-            for number, token in enumerate([*tokenize(thought), "\n\n"]):
+            for number, token in enumerate(tokenize(thought)):
                 live, full, peak = live + 1, full + 1, max(peak, live + 1)
                 dependency += live
                 events = [{"type": "thought_started", "index": index}] if number == 0 else []
-                if token == "\n\n":
-                    kept = NUM_GISTS + 1 if compression else 0
-                    gone = live - begin if compression else 0
-                    peak, live = max(peak, live + kept), live + kept - gone
-                    freed += gone
-                    events.append(
-                        {"type": "thought_compressed", "index": index,
-                         "num_tokens": number + 1, "num_gists": NUM_GISTS if compression else 0,
-                         "tokens_freed": gone, "live_tokens": live}
-                    )  # fmt: skip
-                yield _chunk({"reasoning_content": token, "reasoning": token}, live, full, events)
+                text, held = held + token, ""
+                yield _chunk({"reasoning_content": text, "reasoning": text}, live, full, events)
+            live, full, held = live + 1, full + 1, "\n\n"
+            dependency += live
+            peak = max(peak, live + (NUM_GISTS + 1 if compression else 0))
+            if compression:
+                gone = live - begin
+                live, freed = begin + NUM_GISTS + 1, freed + gone
+                event = {
+                    "type": "thought_compressed", "index": index, "num_tokens": gone,
+                    "num_gists": NUM_GISTS, "tokens_freed": gone, "live_tokens": live,
+                }  # fmt: skip
+                yield _chunk({}, live, full, [event])
         reasoning = full - prompt
         for token in tokenize(script.answer):
             live, full, peak = live + 1, full + 1, max(peak, live + 1)

@@ -61,7 +61,7 @@ export class Run {
     if (text || events.length) this.state = this.state === "waiting" ? "thinking" : this.state;
     if (events.length) this.byEvents = true;
     for (const event of events) {
-      if (event.type === "thought_started") this.#thought(event.index);
+      if (event.type === "thought_started") this.#start(event.index);
       if (event.type !== "thought_compressed") continue;
       const cut = text.indexOf(BLANK_LINE);
       const end = cut < 0 ? text.length : cut + BLANK_LINE.length;
@@ -81,6 +81,12 @@ export class Run {
       text = text.slice(end);
     }
     if (text) this.#open().text += text;
+  }
+
+  /** A new thought has begun: those before it that were not compressed stay as they are. */
+  #start(index) {
+    this.#thought(index);
+    for (let i = index - 1; this.thoughts[i]?.state === "open"; i -= 1) this.thoughts[i].state = "kept";
   }
 
   #thought(index) {

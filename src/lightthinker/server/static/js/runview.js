@@ -20,6 +20,12 @@ export function spoken(thought) {
   return name;
 }
 
+/** Whether a text holds the expected answer, not as a part of a longer word or number. */
+function says(text, expected) {
+  const at = text.lastIndexOf(expected);
+  return at >= 0 && !/\w/.test(`${text[at - 1] ?? ""}${text[at + expected.length] ?? ""}`);
+}
+
 class ThoughtView {
   constructor(thought) {
     const id = `thought-${(lastId += 1)}`;
@@ -115,7 +121,7 @@ export class RunView {
     const { run } = this;
     this.closed = true;
     if (this.expected && run.state === "done") {
-      const right = run.answer.includes(this.expected);
+      const right = says(run.answer, this.expected);
       this.answer.hidden = false;
       this.answer.append(h("p", { class: `verdict ${right ? "good" : "bad"}` }, right ? "✓ correct" : `✗ the right answer is ${this.expected}`));
     }
