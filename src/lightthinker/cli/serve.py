@@ -60,22 +60,19 @@ def serve(
         dtype: auto, float32, bfloat16 or float16.
     """
     import asyncio
+    from importlib.util import find_spec
 
     from lightthinker.demo.loading import model_path, open_llm
     from lightthinker.errors import ConfigError
+    from lightthinker.server.address import bind, is_loopback
     from lightthinker.server.settings import ServerSettings, read_api_keys
 
-    try:
-        from lightthinker.server.app import create_app
-        from lightthinker.server.logs import configure_logging
-        from lightthinker.server.run import bind, is_loopback, make_server
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"`lightthinker serve` needs {error.name}; install it with "
-            "`pip install 'lightthinker[serve]'`."
-        ) from error
-    from lightthinker.engine.async_llm import AsyncLLM
-
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        if find_spec(package) is None:
+            raise ConfigError(
+                f"`lightthinker serve` needs {package}; install it with "
+                "`pip install 'lightthinker[serve]'`."
+            )
     local = ("localhost", "127.0.0.1", "::1", host)
     settings = ServerSettings(
         model_name=served_model_name or Path(model_path(model)).name,
@@ -87,8 +84,14 @@ def serve(
         allowed_hosts=allow_host or (local if is_loopback(host) else ()),
         metrics_prefix=metrics_prefix,
     )  # fmt: skip
-    configure_logging(as_json=log_json)
     sock = bind(host, port)
+
+    from lightthinker.engine.async_llm import AsyncLLM
+    from lightthinker.server.app import create_app
+    from lightthinker.server.logs import configure_logging
+    from lightthinker.server.run import make_server
+
+    configure_logging(as_json=log_json)
     llm = open_llm(
         model, device=device, dtype=dtype, max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, num_kv_tokens=num_kv_tokens,

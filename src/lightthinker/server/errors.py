@@ -142,5 +142,7 @@ def invalid_request(error: RequestValidationError) -> APIError:
     if first["type"] == "extra_forbidden":
         message = f"Unknown parameter: '{param}'. This server refuses what it does not know."
         return APIError(400, message, param=param, code="unknown_parameter")
+    if first["type"] == "refused":
+        return APIError(400, str(first["msg"]), param=first["ctx"]["param"])
     reason = str(first["msg"]).removeprefix("Value error, ")
     return APIError(400, f"{param}: {reason}" if param else reason, param=param)

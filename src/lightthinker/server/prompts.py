@@ -172,7 +172,7 @@ class Prompts:
             if reasons:
                 text = text if text.endswith(begin) else text + begin
             return self._encode(text, False), reasons
-        except LightThinkerError:
+        except (LightThinkerError, APIError):
             raise
         except Exception as error:  # a template and its caller's variables can raise anything
             raise APIError(
@@ -180,6 +180,10 @@ class Prompts:
             ) from error
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise APIError(400, "The text holds an unpaired surrogate; send Unicode.") from error
         ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
 

@@ -7,12 +7,19 @@ model or on settings are checked later (`sampling.py`, `prompts.py`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, LiteralString
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _refusal(param: str, reason: str) -> PydanticCustomError:
+    """Return the error of a field that is refused for what other fields or the server say."""
+    text: LiteralString = "'{param}' {reason}"
+    return PydanticCustomError("refused", text, {"param": param, "reason": reason})
 
 
 class Body(BaseModel):
@@ -78,11 +85,9 @@ class GenerationBody(Body):
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 accepted = " or ".join(["null", *(repr(v) for v in allowed)])
-                raise ValueError(
-                    f"'{name}' is not supported by this server; it must be {accepted}."
-                )
+                raise _refusal(name, f"is not supported by this server; it must be {accepted}.")
         if self.stream_options is not None and not self.stream:
-            raise ValueError("'stream_options' is only allowed with stream=true.")
+            raise _refusal("stream_options", "is only allowed with stream=true.")
         return self
 
     @property
@@ -205,7 +210,7 @@ class ChatCompletionRequest(GenerationBody):
     @model_validator(mode="after")
     def _check_logprobs(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("'top_logprobs' is only allowed with logprobs=true.")
+            raise _refusal("top_logprobs", "is only allowed with logprobs=true.")
         return self
 
     @property
@@ -260,9 +265,9 @@ class TokenizeRequest(Body):
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("give either 'prompt' or 'messages'.")
         if self.prompt is not None and self.chat_template_kwargs:
-            raise ValueError("'chat_template_kwargs' is only for 'messages'.")
+            raise _refusal("chat_template_kwargs", "is only for 'messages'.")
         if self.messages is not None and self.add_special_tokens is not None:
-            raise ValueError("'add_special_tokens' is only for 'prompt'.")
+            raise _refusal("add_special_tokens", "is only for 'prompt'.")
         return self
 
 
