@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -26,7 +27,11 @@ from ray import serve
 
 from lightthinker import __version__
 from lightthinker.client import is_end
+from lightthinker.scale.batch import BatchSettings, pending
+from lightthinker.scale.journal import Journal
+from lightthinker.scale.ray_batch import run_on_ray
 from lightthinker.scale.ray_serve import app
+from lightthinker.scale.rows import BatchRow
 from lightthinker.tasks import generate
 
 APP = "lightthinker"
@@ -81,11 +86,10 @@ async def ask(client: httpx.AsyncClient, number: int, tokens: int, started: asyn
 
 def kill_one() -> str:
     """Kill one engine replica at once, without a chance to clean up."""
-    names = [
-        a for a in ray.util.list_named_actors(all_namespaces=True) if "EngineReplica" in a["name"]
-    ]
-    ray.kill(ray.get_actor(names[0]["name"], namespace=names[0]["namespace"]))
-    return str(names[0]["name"])
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    replica = next(actor for actor in actors if "EngineReplica" in actor["name"])
+    ray.kill(ray.get_actor(replica["name"], namespace=replica["namespace"]))
+    return str(replica["name"])
 
 
 async def load(url: str, requests: int, tokens: int) -> dict[str, Any]:
@@ -119,6 +123,38 @@ async def load(url: str, requests: int, tokens: int) -> dict[str, Any]:
     }
 
 
+def batch(model: str, num_rows: int, num_replicas: int, tokens: int) -> dict[str, Any]:
+    """Answer a batch on Ray, killing a worker after the first results; count what is written."""
+    rows = [
+        BatchRow(str(i), ({"role": "user", "content": generate("programs", seed=i).question},))
+        for i in range(num_rows)
+    ]
+    settings = BatchSettings(model=model, max_tokens=tokens)
+    with TemporaryDirectory() as folder, Journal(Path(folder) / "out.jsonl", {}) as journal:
+        killed: list[str] = []
+
+        def write(results: list[dict[str, Any]]) -> None:
+            journal.write(results)
+            if not killed:
+                killed.append("batch-worker-0")
+                ray.kill(ray.get_actor("batch-worker-0"))
+
+        run_on_ray(
+            pending(rows, journal.done), settings, write, num_replicas=num_replicas,
+            rows_per_job=2, options={"num_kv_tokens": 16384},
+        )  # fmt: skip
+        journal.finish([row.id for row in rows])
+        lines = (Path(folder) / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    written = [json.loads(line) for line in lines]
+    return {
+        "batch_rows": num_rows,
+        "batch_written_once": len({row["id"] for row in written}),
+        "batch_lines": len(written),
+        "batch_errors": sum(row["error"] is not None for row in written),
+        "batch_workers_killed": len(killed),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
@@ -130,8 +166,9 @@ def main() -> None:
     url = start(options.model, options.replicas)
     try:
         outcome = asyncio.run(load(url, options.requests, options.tokens))
-    finally:
         serve.shutdown()
+        outcome |= batch(options.model, options.requests, options.replicas, options.tokens)
+    finally:
         ray.shutdown()
     result = {
         **outcome, "replicas": options.replicas, "model": options.model, "tokens": options.tokens,

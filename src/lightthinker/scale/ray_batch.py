@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from lightthinker.errors import ConfigError
@@ -69,13 +70,18 @@ def run_on_ray(
         raise ConfigError("num_replicas and rows_per_job must be at least 1.")
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False)
     worker_class = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(BatchWorker)
+    numbers = count()
+
+    def hire() -> Any:
+        named = worker_class.options(name=f"batch-worker-{next(numbers)}")
+        return named.remote(settings, options or {})
 
     jobs: deque[Job] = deque(
         tuple(rows[i : i + rows_per_job]) for i in range(0, len(rows), rows_per_job)
     )
     deaths: Counter[str] = Counter()
     running: dict[Any, tuple[Any, Job]] = {}
-    idle = [worker_class.remote(settings, options or {}) for _ in range(num_replicas)]
+    idle = [hire() for _ in range(num_replicas)]
     while jobs or running:
         while jobs and idle:
             worker, job = idle.pop(), jobs.popleft()
@@ -89,7 +95,7 @@ def run_on_ray(
             jobs.extendleft(retry)
             if given_up:
                 on_results([failure(row, f"its worker died: {error}") for _, row in given_up])
-            worker = worker_class.remote(settings, options or {})
+            worker = hire()
         else:
             on_results(results)
         idle.append(worker)
