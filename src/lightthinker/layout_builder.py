@@ -7,7 +7,7 @@ its expiry is set once, from `NEVER` to the index where it is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -115,6 +115,11 @@ class LayoutBuilder:
         self.num_thoughts += 1
         self.thought_start = len(self)
         return num_gists, rules.has_continue
+
+    def drop(self, indices: Iterable[int]) -> None:
+        """Let tokens expire now, unseen by whatever is written next (cache policies)."""
+        for index in indices:
+            self._expire(index, index + 1, len(self))
 
     def build(self) -> TokenLayout:
         """Return the layout written so far, as arrays."""

@@ -156,6 +156,7 @@ small_engines = st.builds(
     max_num_batched_tokens=st.sampled_from([6, 17, 512]),
     page_size=st.sampled_from([1, 3, 4, 16]),
     num_kv_tokens=st.sampled_from([176, 640]),
+    async_scheduling=st.booleans(),
     poison_freed_pages=st.just(True),
 )
 

@@ -167,6 +167,42 @@ def test_a_failed_engine_answers_and_turns_unhealthy(checkpoint):
         assert again.json()["error"]["code"] == "engine_dead"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_with_broken_logits_fails_alone(checkpoint, stream):
+    llm = LLM(checkpoint, device="cpu", num_kv_tokens=4096)
+    run, broken = llm.engine.runner.run, chat_body("Break!", stream=stream)
+    num_prompt = len(llm.prompt_ids(broken["messages"]))
+
+    def break_one(backend, batch, plan, *rest):
+        logits = run(backend, batch, plan, *rest)
+        for row, sequence in enumerate(plan.sampling):
+            if len(sequence.prompt_ids) == num_prompt and len(sequence.sampled_ids) == 5:
+                logits[row] = float("nan")
+        return logits
+
+    llm.engine.runner.run = break_one
+    with running_server(llm) as running:
+        url = f"{running.url}/v1/chat/completions"
+        answers = {}
+
+        def post(name: str, body: dict) -> None:
+            answers[name] = httpx.post(url, json=body, timeout=60)
+
+        threads = [
+            threading.Thread(target=post, args=("other", chat_body("A longer question"))),
+            threading.Thread(target=post, args=("broken", broken)),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers["other"].status_code == 200
+        assert "generation_failed" in answers["broken"].text
+        assert answers["broken"].status_code == (200 if stream else 500)
+        assert httpx.get(f"{running.url}/health").status_code == 200
+        assert running.wait_until_idle()
+
+
 def test_metrics_count_what_was_done(checkpoint):
     llm = LLM(checkpoint, device="cpu", num_kv_tokens=4096)
     with running_server(llm, ServerSettings(model_name="m", metrics_prefix="x:")) as running:

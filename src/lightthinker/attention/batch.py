@@ -8,9 +8,13 @@ continue tokens are all rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import torch
+
+Grouping = Literal["sum", "mean", "max_logit"]
+"""How the query heads of a KV head become one: see `engine.policy.Observation`."""
 
 
 class Row(NamedTuple):
@@ -22,6 +26,18 @@ class Row(NamedTuple):
     excl_hi: int
 
 
+class ObservedRows(NamedTuple):
+    """Rows `first <= i < stop` of a sequence's step, whose attention a cache policy observes.
+
+    They count attention to the live tokens below `upper` only.
+    """
+
+    first: int
+    stop: int
+    grouping: Grouping
+    upper: int = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class SequenceRows:
     """The rows of one sequence in this step, and the pages that hold its live tokens.
@@ -31,21 +47,37 @@ class SequenceRows:
         indices: Original token index of each row.
         pages: Page numbers, in order.
         num_live: Live tokens once these rows are written.
+        observed: Rows whose attention must be summed up, if any.
     """
 
     rows: list[Row]
     indices: list[int]
     pages: list[int]
     num_live: int
+    observed: ObservedRows | None = None
 
 
 @dataclass(frozen=True)
 class PagedBatch:
     """One step.
 
-    The sequences in row order, the slot that each row's KV goes to [T], its token index [T].
+    Attributes:
+        sequences: The sequences in row order.
+        slots: The slot that each row's KV goes to.
+        device: Where the model runs.
     """
 
     sequences: list[SequenceRows]
-    slot_mapping: torch.Tensor
-    token_index: torch.Tensor
+    slots: list[int]
+    device: torch.device
+
+    @cached_property
+    def slot_mapping(self) -> torch.Tensor:
+        """`slots`, int64 [T] on the device."""
+        return torch.tensor(self.slots, dtype=torch.long, device=self.device)
+
+    @cached_property
+    def token_index(self) -> torch.Tensor:
+        """Original index of each row's token, int64 [T] on the device."""
+        indices = [i for sequence in self.sequences for i in sequence.indices]
+        return torch.tensor(indices, dtype=torch.long, device=self.device)

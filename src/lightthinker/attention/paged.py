@@ -64,7 +64,9 @@ class ShapeProbe:
         window: int | None,
     ) -> torch.Tensor:
         """Note the shapes; the result is all zeros."""
-        self.shapes[layer] = LayerShape(key_THD.shape[1], key_THD.shape[2], value_THD.shape[2])
+        self.shapes[layer] = LayerShape(
+            key_THD.shape[1], key_THD.shape[2], value_THD.shape[2], window
+        )
         return query_THD.new_zeros(*query_THD.shape[:2], value_THD.shape[2])
 
 
@@ -81,6 +83,42 @@ def paged_attention(backend: AttentionBackend) -> Iterator[None]:
         _backend.reset(token)
 
 
+def _attend(
+    query_THD: torch.Tensor,
+    key_THD: torch.Tensor,
+    value_THD: torch.Tensor,
+    layer: int,
+    scaling: float,
+    softcap: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    backend = _backend.get()
+    assert backend is not None, "lt_paged runs inside the engine only"
+    return backend.attend(
+        layer, query_THD, key_THD, value_THD, scaling=scaling, softcap=softcap, window=window
+    )
+
+
+# The pool and the step's rows are looked up when the operator runs and are no arguments of it: a
+# compiled graph then survives a pool that was replaced and launch sizes that change, and
+# functionalization has no pool to copy. What a layer writes is read by that layer alone, within the
+# same call, so the graph needs no edge for it.
+_attend_op = torch.library.custom_op("lightthinker::paged_attention", _attend, mutates_args=())
+
+
+@_attend_op.register_fake
+def _attend_fake(
+    query_THD: torch.Tensor,
+    key_THD: torch.Tensor,
+    value_THD: torch.Tensor,
+    layer: int,
+    scaling: float,
+    softcap: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    return query_THD.new_empty(*query_THD.shape[:2], value_THD.shape[2])
+
+
 def lt_paged(
     module: Any,
     query: torch.Tensor,
@@ -93,8 +131,6 @@ def lt_paged(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention on [1, H, T, D]; returns [1, T, H, D_value]."""
-    backend = _backend.get()
-    assert backend is not None, "lt_paged runs inside the engine only"
     if kwargs.get("s_aux") is not None:
         raise CheckpointError("Attention sinks (gpt-oss) are not supported by the engine.")
     query_THD, key_THD, value_THD = (t[0].transpose(0, 1) for t in (query, key, value))
@@ -103,14 +139,16 @@ def lt_paged(
         if "sliding_window" in kwargs
         else getattr(module, "sliding_window", None)
     )
-    out_THD = backend.attend(
-        module.layer_idx,
+    # Under torch.compile attention is one opaque operator; the detour costs time when eager.
+    attend = _attend_op if torch.compiler.is_compiling() else _attend
+    out_THD = attend(
         query_THD,
         key_THD,
         value_THD,
-        scaling=scaling if scaling is not None else query.shape[-1] ** -0.5,
-        softcap=softcap,
-        window=window,
+        module.layer_idx,
+        float(scaling if scaling is not None else query.shape[-1] ** -0.5),
+        softcap,
+        window,
     )
     return out_THD[None], None
 

@@ -21,6 +21,9 @@ class EngineConfig:
         async_scheduling: Prepare and launch a step before the tokens of the step before it are
             known, so that the device never waits for Python; a thought's gists then come one step
             later. None: on a GPU.
+        attention_backend: `torch`, `triton`, or `auto`: Triton on CUDA, torch on a CPU.
+        enforce_eager: Neither compile the model nor capture CUDA graphs.
+        max_graph_live_tokens: Live tokens of one sequence beyond which a step runs without a graph.
         poison_freed_pages: Fill freed KV with NaN (for tests).
     """
 
@@ -30,6 +33,9 @@ class EngineConfig:
     num_kv_tokens: int = 65_536
     enable_prefix_caching: bool = True
     async_scheduling: bool | None = None
+    attention_backend: str = "auto"
+    enforce_eager: bool = False
+    max_graph_live_tokens: int = 32_768
     poison_freed_pages: bool = False
 
     def __post_init__(self) -> None:

@@ -13,24 +13,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightthinker.attention.torch_backend import TorchBackend
+from lightthinker.attention.batch import PagedBatch
+from lightthinker.attention.selection import make_backend, resolve_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
+from lightthinker.engine.eviction import check_policy, evict
 from lightthinker.engine.intake import Intake, Request
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.reporting import EngineStats, engine_stats
-from lightthinker.engine.runner import ModelRunner, paged_batch
+from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.sampler import Sampler, TokenSampler, token_logprob
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.engine.scheduler import Scheduled, Scheduler
 from lightthinker.engine.sequence import Sequence, Status
-from lightthinker.engine.step import InFlight, plan_step
+from lightthinker.engine.step import InFlight, Samples, StepPlan, plan_step
 from lightthinker.engine.writer import TokenWriter
 from lightthinker.errors import RequestError
 from lightthinker.kvcache.pool import PagePool
 from lightthinker.layout import Role
+
+if TYPE_CHECKING:
+    import torch
+
+    from lightthinker.engine.graphs import GraphRunner
 
 __all__ = ["EngineConfig", "LLMEngine"]
 
@@ -60,22 +67,30 @@ class LLMEngine:
         self.compression = compression
         self.runner = ModelRunner(model)
         size = self.config.page_size
+        backend = resolve_backend(self.config.attention_backend, self.runner.device)
+        self.shapes = self.runner.probe()
         self.pool = PagePool(
-            self.runner.probe(),
+            self.shapes,
             num_pages=max(1, self.config.num_kv_tokens // size),
             page_size=size,
             dtype=self.runner.dtype,
             device=self.runner.device,
             poison=self.config.poison_freed_pages,
+            kernels=backend == "triton",
         )
-        self.backend = TorchBackend(self.pool)
+        self.backend = make_backend(backend, self.pool)
         self.scheduler = Scheduler(
             self.pool,
             max_num_seqs=self.config.max_num_seqs,
             max_num_batched_tokens=self.config.max_num_batched_tokens,
             share_prompts=self.config.enable_prefix_caching,
         )
-        self.sampler = sampler or Sampler(compression.never_sampled if compression else ())
+        never_sampled = compression.never_sampled if compression else ()
+        self._host_sampler = sampler or Sampler(never_sampled)
+        self.sampler = self._host_sampler
+        self.graphs: GraphRunner | None = None
+        if sampler is None and backend == "triton":
+            self._sample_on_device(model, never_sampled)
         self.on_compress: Callable[[Sequence, list[int]], None] | None = None
         text_config = model.config.get_text_config()
         self.max_model_len = int(getattr(text_config, "max_position_embeddings", None) or 2**31 - 1)
@@ -92,6 +107,45 @@ class LLMEngine:
         self._is_async = on_gpu if asked is None else asked
         self._in_flight: InFlight | None = None
         self._requests: dict[str, Request] = {}
+
+    def _sample_on_device(self, model: Any, never_sampled: tuple[int, ...]) -> None:
+        """Let kernels sample, and steps that fit run as graphs (uncaptured until `warm_up`)."""
+        from lightthinker.attention.triton_backend import TritonBackend
+        from lightthinker.engine.device_sampler import DeviceSampler
+        from lightthinker.engine.graphs import GraphRunner
+
+        assert isinstance(self.backend, TritonBackend)
+        config, rules = self.config, self.compression
+        # Room for every sequence's token and for a few groups of gists in the same step.
+        group = rules.num_gists + 1 if rules else 0
+        max_rows = config.max_num_seqs + max(group, config.max_num_seqs // 4)
+        self.sampler = sampler = DeviceSampler(
+            never_sampled,
+            max_rows=max_rows,
+            vocab_size=int(model.get_output_embeddings().weight.shape[0]),
+            device=self.runner.device,
+        )
+        if not config.enforce_eager:
+            self.graphs = GraphRunner(
+                self.runner,
+                self.backend,
+                sampler,
+                max_rows=max_rows,
+                max_live_tokens=min(self.pool.num_slots, config.max_graph_live_tokens),
+            )
+
+    def warm_up(self, on_phase: Callable[[str], None] | None = None) -> None:
+        """Compile the model and capture the graphs, where there are any to capture.
+
+        Args:
+            on_phase: Told in words what begins.
+        """
+        if self.graphs is None or self.runner.device.type != "cuda":
+            return
+        say = on_phase or (lambda words: None)
+        say("compiling the model")
+        self.runner.compile()
+        self.graphs.capture(lambda size: say(f"capturing the graph of {size} rows"))
 
     def add_request(
         self,
@@ -110,13 +164,17 @@ class LLMEngine:
             stream: Whether `step` reports it at every step or only when it is finished.
 
         Raises:
-            RequestError: The prompt is empty or too long, or compression is asked of a checkpoint
-                without it.
+            RequestError: The prompt is empty or too long, compression is asked of a checkpoint
+                without it, or the cache policy cannot serve this prompt or model.
         """
         if request_id in self._requests:
             raise RequestError(f"Request id {request_id!r} is in use.")
         params = params or SamplingParams()
         request = self._intake.request(request_id, prompt, params, stream=stream)
+        if params.policy is not None:
+            check_policy(params.policy, len(request.prompt_ids), self.shapes)
+            if params.policy.observation is not None:
+                self.pool.keep_scores()
         self._requests[request_id] = request
         for sequence in request.sequences:
             self.scheduler.add(sequence)
@@ -168,13 +226,14 @@ class LLMEngine:
         if scheduled:
             try:
                 launched = self._launch(scheduled, previous)
+                self._compact(scheduled)
                 if not self._is_async:
                     self._settle(launched)
+                    self._compact(scheduled)
             except BaseException:
                 for s in scheduled:
                     self.abort_request(s.sequence.request_id)
                 raise
-            self._compact([s.sequence for s in scheduled])
         if previous:
             self._settle(previous, launched)
         self._in_flight = launched if self._is_async else None
@@ -197,14 +256,28 @@ class LLMEngine:
     def _launch(self, scheduled: list[Scheduled], previous: InFlight | None) -> InFlight:
         """Send a step's rows through the model and sample."""
         plan = plan_step(scheduled, self.scheduler, previous)
-        batch = paged_batch(plan.sequences, plan.slots, self.runner.device)
+        batch = PagedBatch(plan.sequences, plan.slots, self.runner.device)
         known = previous.tokens if previous and plan.unknown_rows else None
-        logits = self.runner.run(self.backend, batch, plan, known)
+        tokens, logits = self._run(plan, batch, known)
         self.scheduler.publish(s.sequence for s in scheduled)
-        tokens = self.sampler.sample(logits, plan.sampling) if plan.sampling else []
-        wants_logits = any(s.params.logprobs is not None for s in plan.sampling)
+        evict((s.sequence for s in scheduled), self.pool, self.scheduler, self.tokenizer)
         place = {sequence: i for i, sequence in enumerate(plan.sampling)}
-        return InFlight(place, tokens, logits if wants_logits else None)
+        return InFlight(place, tokens, logits)
+
+    def _run(
+        self, plan: StepPlan, batch: PagedBatch, known: Samples | None
+    ) -> tuple[Samples, torch.Tensor | None]:
+        """Return a step's samples, and its logits if a request wants log-probabilities."""
+        if self.graphs is not None and self.graphs.fits(plan, batch):
+            return self.graphs.run(plan, batch, known), None
+        logits = self.runner.run(self.backend, batch, plan, known)
+        if not plan.sampling:
+            return [], None
+        on_host = any(s.params.has_penalties for s in plan.sampling)
+        sampler = self._host_sampler if on_host else self.sampler
+        tokens = sampler.sample(logits, plan.sampling)
+        wants_logits = any(s.params.logprobs is not None for s in plan.sampling)
+        return tokens, logits if wants_logits else None
 
     def _settle(self, step: InFlight, later: InFlight | None = None) -> None:
         """Look at a step's samples and act on them.
@@ -226,9 +299,9 @@ class LLMEngine:
                 token, num_top = sequence.sampled_ids[-1], sequence.params.logprobs
                 sequence.logprobs.append(token_logprob(step.logits[place], token, num_top))
 
-    def _compact(self, sequences: list[Sequence]) -> None:
+    def _compact(self, scheduled: list[Scheduled]) -> None:
         """Free what expired, and show fresh gists to whoever wants to see them."""
-        ran = [s for s in sequences if s.status is Status.RUNNING]
+        ran = [s.sequence for s in scheduled if s.sequence.status is Status.RUNNING]
         groups = [(s, self._fresh_gists(s)) for s in ran] if self.on_compress else []
         self.scheduler.compact(ran)
         for sequence, gists in groups:

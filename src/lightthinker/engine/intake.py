@@ -147,7 +147,8 @@ class Intake:
             raise RequestError(
                 "This checkpoint has no compression settings; ask with compression=False."
             )
-        return None if params.compression is False else available
+        off = params.compression is False or params.policy is not None
+        return None if off else available
 
     def _end_detector(
         self, params: SamplingParams, compression: CompressionConfig | None

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from lightthinker.attention.batch import PagedBatch, SequenceRows
+from lightthinker.attention.batch import PagedBatch
 from lightthinker.attention.paged import (
     PAGED_ATTENTION,
     AttentionBackend,
     ShapeProbe,
     paged_attention,
 )
+from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.step import StepPlan
 from lightthinker.errors import CheckpointError
 from lightthinker.kvcache.pool import LayerShape
@@ -31,6 +32,11 @@ class ModelRunner:
         self.model = model.eval()
         self.device: torch.device = next(model.parameters()).device
         self.dtype: torch.dtype = next(model.parameters()).dtype
+        self._compiled: Any = None
+
+    def compile(self) -> None:
+        """Compile the model for `forward(..., compiled=True)`; happens at the first such call."""
+        self._compiled = torch.compile(self.model.forward, fullgraph=True)
 
     def probe(self) -> list[LayerShape]:
         """Forward one token to learn what each layer stores.
@@ -41,7 +47,7 @@ class ModelRunner:
         """
         probe = ShapeProbe()
         zero = self._tensor([0])
-        self._forward(probe, zero, zero, zero)
+        self.forward(probe, zero, zero, zero)
         shapes = probe.shapes
         if not shapes or sorted(shapes) != list(range(max(shapes) + 1)):
             raise CheckpointError(
@@ -56,7 +62,7 @@ class ModelRunner:
         backend: AttentionBackend,
         batch: PagedBatch,
         plan: StepPlan,
-        known: list[int] | torch.Tensor | None,
+        known: list[int] | PendingTokens | None,
     ) -> torch.Tensor:
         """Forward a step.
 
@@ -72,24 +78,46 @@ class ModelRunner:
         backend.prepare(batch)
         token_ids = self._tensor(plan.token_ids)
         if known is not None:
-            samples = torch.as_tensor(known, device=self.device)
-            token_ids[self._tensor(plan.unknown_rows)] = samples[self._tensor(plan.unknown_from)]
+            samples = known.device if isinstance(known, PendingTokens) else self._tensor(known)
+            places = self._tensor(plan.unknown_from)
+            # A sample that failed is forwarded like any other; its request ends when it is seen.
+            token_ids[self._tensor(plan.unknown_rows)] = samples[places].clamp_min(0)
         # Without wanted rows one is read all the same: models want at least one.
         wanted = self._tensor(plan.wanted_rows or [0])
-        return self._forward(backend, token_ids, self._tensor(plan.positions), wanted).float()
+        return self.forward(backend, token_ids, self._tensor(plan.positions), wanted).float()
 
     @torch.no_grad()
-    def _forward(
+    def forward(
         self,
         backend: AttentionBackend,
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         wanted_rows: torch.Tensor,
+        *,
+        compiled: bool = False,
     ) -> torch.Tensor:
+        """Forward rows whose KV slots the backend knows.
+
+        Args:
+            backend: Stores keys and values and attends; prepared.
+            token_ids: int64 [T].
+            positions: int64 [T].
+            wanted_rows: int64 [B], rows whose logits are wanted.
+            compiled: Use the compiled model, if there is one; T and B are then at least 2, since a
+                size of 1 would be compiled apart.
+
+        Returns:
+            Logits [B, V] in the model's dtype.
+        """
+        model, ids, position_ids = self.model, token_ids[None], positions[None]
+        if compiled and self._compiled is not None:
+            model = self._compiled
+            for tensor, dimension in ((ids, 1), (position_ids, 1), (wanted_rows, 0)):
+                torch._dynamo.mark_dynamic(tensor, dimension)
         with paged_attention(backend):
-            output = self.model(
-                input_ids=token_ids[None],
-                position_ids=positions[None],
+            output = model(
+                input_ids=ids,
+                position_ids=position_ids,
                 use_cache=False,
                 logits_to_keep=wanted_rows,
             )
@@ -98,15 +126,3 @@ class ModelRunner:
 
     def _tensor(self, data: list[int]) -> torch.Tensor:
         return torch.tensor(data, dtype=torch.long, device=self.device)
-
-
-def paged_batch(
-    sequences: list[SequenceRows], slots: list[int], device: torch.device
-) -> PagedBatch:
-    """Build the step's batch; `slots` holds the slot of each row."""
-    indices = [i for sequence in sequences for i in sequence.indices]
-    return PagedBatch(
-        sequences,
-        torch.tensor(slots, dtype=torch.long, device=device),
-        torch.tensor(indices, dtype=torch.long, device=device),
-    )

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from lightthinker.engine.outputs import TokenLogprob
+from lightthinker.engine.pending import INVALID, PendingTokens
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.engine.sequence import Sequence
 
@@ -22,8 +23,8 @@ GREEDY_BELOW = 1e-5
 class TokenSampler(Protocol):
     """Anything that turns logits [B, V] into one token id per sequence."""
 
-    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-        """Return one token id per sequence."""
+    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int] | PendingTokens:
+        """Return one token id per sequence, `INVALID` where no logit is finite."""
         ...
 
 
@@ -47,8 +48,11 @@ class Sampler:
         """
         if self.never_sampled:
             logits[:, self.never_sampled] = float("-inf")
-        tokens: list[int] = logits.argmax(dim=-1).tolist()
+        best = logits.max(dim=-1)
+        tokens: list[int] = best.indices.masked_fill(~best.values.isfinite(), INVALID).tolist()
         for row, sequence in enumerate(sequences):
+            if tokens[row] == INVALID:
+                continue
             params = sequence.params
             if params.temperature > GREEDY_BELOW or params.has_penalties:
                 tokens[row] = self._pick(penalised(logits[row].float().cpu(), sequence), sequence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightthinker.engine.policy import CachePolicy
 from lightthinker.errors import RequestError
 
 
@@ -35,6 +36,7 @@ class SamplingParams:
         compression: Whether triggers compress. None: whatever the checkpoint was trained for.
         max_thought_tokens: Force the trigger once a thought has this many tokens.
         thinking_token_budget: Force the end of reasoning once this many tokens are sampled.
+        policy: Bound the KV cache by eviction; nothing is compressed then.
     """
 
     n: int = 1
@@ -56,6 +58,7 @@ class SamplingParams:
     compression: bool | None = None
     max_thought_tokens: int | None = None
     thinking_token_budget: int | None = None
+    policy: CachePolicy | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -80,6 +83,11 @@ class SamplingParams:
             _check(self.timeout_s > 0, "timeout_s", self.timeout_s, "above 0, or None")
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         _check("" not in stop, "stop", self.stop, "non-empty strings")
+        if self.policy is not None and self.compression:
+            raise RequestError(
+                f"Policy {self.policy.name!r} and compression cannot be combined; "
+                "drop the policy, or ask with compression=False."
+            )
         for name, least in (("max_thought_tokens", 1), ("thinking_token_budget", 0)):
             value = getattr(self, name)
             _check(value is None or value >= least, name, value, f"at least {least}")

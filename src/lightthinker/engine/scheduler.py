@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 
+import torch
+
 from lightthinker.engine.sequence import Sequence, Status
 from lightthinker.kvcache.pool import PagePool
 from lightthinker.kvcache.prompt_keys import prompt_page_keys
@@ -104,6 +106,7 @@ class Scheduler:
         source: list[int] = []
         target: list[int] = []
         vacated: list[int] = []
+        group_sizes: list[int] = []
         shrunk: list[Sequence] = []
         for sequence in sequences:
             expired = sequence.expired()
@@ -117,11 +120,36 @@ class Scheduler:
             moves = [(old, new) for new, old in enumerate(kept) if old != new]
             source += self.slots(sequence, (old for old, _ in moves))
             target += self.slots(sequence, (new for _, new in moves))
+            group_sizes.append(len(moves))
             vacated += self.slots(sequence, range(len(kept), len(sequence.live)))
             sequence.keep(kept)
             shrunk.append(sequence)
         if source:
-            self.pool.move(source, target)
+            self.pool.move(source, target, group_sizes)
+        self.pool.clear(vacated)
+        for sequence in shrunk:
+            self._release(sequence, keep=self._pages_for(len(sequence.live)))
+
+    def compact_heads(self, kept: Iterable[tuple[Sequence, torch.Tensor]]) -> None:
+        """Free, head by head, all but the positions int64 [L, H, n] that sequences keep.
+
+        The n kept tokens of each head move to the first n slots; the pages left over go back.
+        """
+        source: list[torch.Tensor] = []
+        target: list[int] = []
+        vacated: list[int] = []
+        shrunk: list[Sequence] = []
+        for sequence, keep_LHn in kept:
+            num_live, num_kept = len(sequence.live), keep_LHn.shape[-1]
+            slots = self.slots(sequence, range(num_live))
+            source.append(self.pool.index(slots)[keep_LHn])
+            target += slots[:num_kept]
+            vacated += slots[num_kept:]
+            sequence.drop(range(num_live - num_kept))
+            sequence.keep(list(range(num_live - num_kept, num_live)))
+            shrunk.append(sequence)
+        if source:
+            self.pool.move_heads(torch.cat(source, dim=-1), target)
         self.pool.clear(vacated)
         for sequence in shrunk:
             self._release(sequence, keep=self._pages_for(len(sequence.live)))

@@ -2,13 +2,13 @@
 
 The layout is written by the same `LayoutBuilder` that encodes training data; what to free and what
 each row sees is read off it. Invariant: `live` lists, in slot order, the indices of exactly the
-tokens whose KV is in the pool.
+tokens whose KV is in the pool. (Under a policy that evicts per head, stand-ins: see eviction.py.)
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -102,7 +102,8 @@ class Sequence:
     @property
     def has_plain_prompt(self) -> bool:
         """Whether no prompt token ever expires, so that its pages may be shared."""
-        return self.compression is None or self.compression.prompt_chunk_tokens is None
+        compresses_prompt = self.compression and self.compression.prompt_chunk_tokens
+        return not compresses_prompt and self.params.policy is None
 
     def adopt(self, num_tokens: int) -> None:
         """Note that the pool already holds the first `num_tokens` prompt tokens."""
@@ -173,6 +174,10 @@ class Sequence:
             return []
         return [i for i, k in enumerate(self.live) if expires[k] <= now]
 
+    def drop(self, positions: Iterable[int]) -> None:
+        """Let live tokens expire, given their positions in `live`: a cache policy evicts them."""
+        self.builder.drop(self.live[i] for i in positions)
+
     def keep(self, positions: list[int]) -> None:
         """Forget all live tokens but those at these positions in `live`."""
         self.tokens_freed += len(self.live) - len(positions)
@@ -190,7 +195,7 @@ class Sequence:
     def needs_known_tokens(self) -> bool:
         """Whether its next step cannot be prepared before its last token is known."""
         is_anllm = self.compression is not None and self.compression.method == "anllm"
-        return is_anllm or self.params.has_penalties
+        return is_anllm or self.params.has_penalties or self.params.policy is not None
 
     @property
     def known_ids(self) -> list[int]:
@@ -238,6 +243,12 @@ class Sequence:
         if config is None:
             return token_id, False
         return token_id, full_segment or (config.has_trigger and token_id == self.trigger_id)
+
+    def forget_unsettled(self) -> None:
+        """Take the last token out of the output, since its id will never be known."""
+        if self.unsettled is not None:
+            del self.sampled_ids[-1]
+            self.unsettled = None
 
     def _fills_segment(self) -> bool:
         config = self.compression

@@ -7,8 +7,13 @@ from dataclasses import dataclass, field
 import torch
 
 from lightthinker.attention.batch import SequenceRows
+from lightthinker.engine.eviction import observed_rows
+from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.scheduler import Scheduled, Scheduler
 from lightthinker.engine.sequence import UNKNOWN, Sequence
+
+Samples = list[int] | PendingTokens
+"""One step's samples: on the host, or on their way there."""
 
 
 @dataclass
@@ -47,14 +52,12 @@ class InFlight:
     """
 
     place: dict[Sequence, int]
-    tokens: list[int] | torch.Tensor
+    tokens: Samples
     logits: torch.Tensor | None = None
 
     def token_list(self) -> list[int]:
         """Return the samples; waits for them."""
-        if isinstance(self.tokens, torch.Tensor):
-            self.tokens = self.tokens.tolist()
-        return self.tokens
+        return self.tokens if isinstance(self.tokens, list) else self.tokens.tolist()
 
 
 def plan_step(
@@ -69,7 +72,13 @@ def plan_step(
         rows = sequence.rows(num_tokens)
         plan.slots += scheduler.slots(sequence, range(len(sequence.live), num_live))
         plan.sequences.append(
-            SequenceRows(rows, list(range(begin, end)), list(sequence.pages), num_live)
+            SequenceRows(
+                rows,
+                list(range(begin, end)),
+                list(sequence.pages),
+                num_live,
+                observed_rows(sequence, num_tokens),
+            )
         )
         if sequence.token_ids[end - 1] == UNKNOWN:
             assert previous is not None, "only the step before can know the token"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from lightthinker.engine.detokenizer import Detokenizer
 from lightthinker.engine.intake import Request
 from lightthinker.engine.outputs import ThoughtStats
+from lightthinker.engine.pending import INVALID
 from lightthinker.engine.scheduler import Scheduler
 from lightthinker.engine.sequence import Sequence
 
@@ -48,6 +49,12 @@ class TokenWriter:
             Whether it ended a thought, so that gists are pending now.
         """
         params, detokenizer = sequence.params, request.detokenizers[sequence.index]
+        if token == INVALID:
+            detokenizer.flush()
+            sequence.forget_unsettled()
+            sequence.stop_reason = "the model's logits are not finite"
+            self._finish(sequence, "error")
+            return False
         is_anchor = sequence.is_anchor(token)
         num_tokens = sequence.thought_length if is_anchor else 0
         if not is_anchor and sequence.unsettled is None:

@@ -8,19 +8,23 @@ slots, H KV heads, D head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from lightthinker.kvcache.allocator import PageAllocator
 
+if TYPE_CHECKING:
+    from lightthinker.kvcache.triton_compact import SlotMover
+
 
 class LayerShape(NamedTuple):
-    """What one layer stores per token, as a probe forward has shown it."""
+    """What one layer stores per token, and how far it sees, as a probe forward has shown it."""
 
     num_kv_heads: int
     key_dim: int
     value_dim: int
+    window: int | None = None
 
 
 class PagePool:
@@ -33,6 +37,7 @@ class PagePool:
         dtype: Of keys and values.
         device: Where the pool lives.
         poison: Fill freed slots with NaN, so that reading one is seen (for tests).
+        kernels: Move slots with the Triton kernel rather than by torch indexing.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class PagePool:
         dtype: torch.dtype,
         device: torch.device,
         poison: bool = False,
+        kernels: bool = False,
     ):
         self.page_size = page_size
         self.poison = poison
@@ -58,26 +64,76 @@ class PagePool:
         self.keys = [slots(s.num_kv_heads, s.key_dim) for s in shapes]
         self.values = [slots(s.num_kv_heads, s.value_dim) for s in shapes]
         self.token_index = torch.zeros(num_slots, dtype=torch.long, device=device)
+        self.scores: torch.Tensor | None = None
         self.bytes_per_token = (
             sum(s.num_kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
         )
+        self._mover: SlotMover | None = None
+        if kernels:
+            from lightthinker.kvcache.triton_compact import SlotMover
+
+            self._mover = SlotMover(
+                [*self.keys, *self.values], self.token_index, check_order=poison
+            )
 
     @property
     def num_slots(self) -> int:
         """Tokens that fit."""
         return len(self.token_index)
 
-    def move(self, source: list[int], target: list[int]) -> None:
-        """Copy slots `source` to slots `target` in every layer; the lists may overlap."""
-        src, dst = self._index(source), self._index(target)
-        for tensor in (*self.keys, *self.values, self.token_index):
-            tensor[dst] = tensor[src]
+    def keep_scores(self) -> None:
+        """Keep attention scores beside the keys from now on: `scores`, [L, N, H].
+
+        All layers must have equally many KV heads.
+        """
+        if self.scores is None:
+            num_layers, num_heads = len(self.keys), self.keys[0].shape[1]
+            dtype = torch.promote_types(self.keys[0].dtype, torch.float32)
+            shape = (num_layers, self.num_slots, num_heads)
+            self.scores = torch.zeros(shape, dtype=dtype, device=self.token_index.device)
+
+    def move(
+        self, source: list[int], target: list[int], group_sizes: list[int] | None = None
+    ) -> None:
+        """Copy slots `source` to slots `target` in every layer; the lists may overlap.
+
+        Args:
+            source: Slots to read.
+            target: Slots to write.
+            group_sizes: Moves of each sequence, in order; they run side by side. Different
+                sequences move different slots; within one, no move writes a slot that a later one
+                reads (tokens move down, in order). None: one group.
+        """
+        tensors = [*self._scores, self.token_index, *self.keys, *self.values]
+        if self._mover is not None:
+            self._mover.move(source, target, group_sizes or [len(source)])
+            tensors = self._scores
+        if tensors:
+            src, dst = self.index(source), self.index(target)
+            for tensor in tensors:
+                tensor[dst] = tensor[src]
+
+    def move_heads(self, source_LHn: torch.Tensor, target: list[int]) -> None:
+        """Copy to slots `target` what each layer and head has in slots of its own.
+
+        Slots may overlap. The token index stays: it cannot tell heads apart.
+
+        Args:
+            source_LHn: Slots [L, H, n] to copy from.
+            target: The n slots to copy to.
+        """
+        dst = self.index(target)[:, None]
+        head = torch.arange(source_LHn.shape[1], device=source_LHn.device)
+        groups = [self.keys, self.values, *([self._scores] if self._scores else [])]
+        for tensors in groups:
+            for tensor_NHD, source_Hn in zip(tensors, source_LHn, strict=True):
+                tensor_NHD[dst, head] = tensor_NHD[source_Hn.T, head]
 
     def clear(self, slots: list[int]) -> None:
         """Poison freed slots, if this pool does so."""
         if self.poison and slots:
-            index = self._index(slots)
-            for tensor in (*self.keys, *self.values):
+            index = self.index(slots)
+            for tensor in (*self.keys, *self.values, *self._scores):
                 tensor[index] = float("nan")
 
     def release(self, pages: list[int]) -> None:
@@ -90,15 +146,24 @@ class PagePool:
             self.clear(list(range(page * self.page_size, (page + 1) * self.page_size)))
 
     def read(self, slots: list[int]) -> list[torch.Tensor]:
-        """Copy slots to host memory: all keys, all values, the token index."""
-        index = self._index(slots)
-        return [tensor[index].cpu() for tensor in (*self.keys, *self.values, self.token_index)]
+        """Copy slots to host memory: all keys, all values, scores if kept, the token index."""
+        index = self.index(slots)
+        tensors = (*self.keys, *self.values, *self._scores, self.token_index)
+        return [tensor[index].cpu() for tensor in tensors]
 
     def write(self, slots: list[int], saved: list[torch.Tensor]) -> None:
         """Put back what `read` returned, into any slots."""
-        index = self._index(slots)
-        for tensor, data in zip((*self.keys, *self.values, self.token_index), saved, strict=True):
+        index = self.index(slots)
+        *kv, token_index = saved
+        self.token_index[index] = token_index.to(self.token_index.device)
+        # What was read before scores were kept has none, and needs none.
+        for tensor, data in zip((*self.keys, *self.values, *self._scores), kv, strict=False):
             tensor[index] = data.to(tensor.device)
 
-    def _index(self, slots: list[int]) -> torch.Tensor:
+    @property
+    def _scores(self) -> list[torch.Tensor]:
+        return [] if self.scores is None else list(self.scores)
+
+    def index(self, slots: list[int]) -> torch.Tensor:
+        """Return slots as a tensor on the pool's device."""
         return torch.tensor(slots, dtype=torch.long, device=self.token_index.device)

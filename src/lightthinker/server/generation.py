@@ -21,7 +21,7 @@ from lightthinker.engine.outputs import CompletionOutput, RequestOutput
 from lightthinker.engine.request_stream import RequestStream, merged
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.server.choices import ChoiceState, Piece, live_counts
-from lightthinker.server.errors import JSON
+from lightthinker.server.errors import JSON, APIError
 from lightthinker.server.prompts import Prompts
 from lightthinker.server.protocol import GenerationBody
 from lightthinker.server.reasoning import ReasoningSplitter
@@ -117,6 +117,7 @@ class Call:
         try:
             async with asyncio.timeout_at(self.deadline):
                 async for i, output in merged(self.streams):
+                    _check(output)
                     final[i] = output
         except TimeoutError:
             raise timed_out() from None
@@ -143,6 +144,7 @@ class Call:
         for index in range(len(self.streams) * self.body.n) if opening else ():
             yield {**head, "choices": [{"index": index, **(opening or {})}]}
         async for i, output in merged(self.streams):
+            _check(output)
             for completion in output.outputs:
                 index = i * self.body.n + completion.index
                 state = states.setdefault(index, ChoiceState(self.splitter, with_events=events))
@@ -179,3 +181,11 @@ class Call:
 
     def _headers(self) -> dict[str, str]:
         return {"X-Request-Id": f"{self.choice_format.id_prefix}{self.request_id}"}
+
+
+def _check(output: RequestOutput) -> None:
+    """Raise APIError 500 if the engine gave up a sample (its logits were not numbers)."""
+    if any(c.finish_reason == "error" for c in output.outputs):
+        raise APIError(
+            500, "The model's output for this request was not a number.", code="generation_failed"
+        )

@@ -29,13 +29,18 @@ class ScriptedSampler:
     sequences: dict[str, Sequence] = field(default_factory=dict)
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-        """Return each sequence's next scripted token."""
+        """Return each sequence's next scripted token; the last one again beyond the end.
+
+        Beyond the end only samples are asked for that will be thrown away, after an end of sequence
+        that asynchronous scheduling has not seen yet.
+        """
         tokens = []
         for row, sequence in zip(logits, sequences, strict=True):
             name = sequence.request_id
             self.sequences[name] = sequence
             self.logits.setdefault(name, []).append((sequence.num_forwarded - 1, row.clone()))
-            tokens.append(self.scripts[name][len(sequence.sampled_ids)])
+            script = self.scripts[name]
+            tokens.append(script[min(len(sequence.sampled_ids), len(script) - 1)])
         return tokens
 
 

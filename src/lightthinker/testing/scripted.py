@@ -38,5 +38,9 @@ class TraceSampler:
         llm.engine.sampler = self
 
     def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
-        """Return each sequence's next scripted token."""
-        return [self.scripts[tuple(s.prompt_ids)][len(s.sampled_ids)] for s in sequences]
+        """Return each sequence's next scripted token; the last one again beyond the end."""
+        scripts = [self.scripts[tuple(s.prompt_ids)] for s in sequences]
+        return [
+            script[min(len(s.sampled_ids), len(script) - 1)]
+            for script, s in zip(scripts, sequences, strict=True)
+        ]

@@ -1,0 +1,138 @@
+"""Compile every kernel for an H100 (sm_90) without a GPU and show what the PTX holds.
+
+One line per kernel: shared memory, 16-byte asynchronous copies, tensor-core instructions, wide
+loads and stores. The last line is JSON.
+
+    python scripts/compile_kernels.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lightthinker.attention.triton import rows_attention, sample, store_kv, tiled_attention
+from lightthinker.attention.triton.launch import rows_config, tile_config
+from lightthinker.kvcache import triton_compact
+
+TARGET = GPUTarget("cuda", 90, 32)
+SHAPES = {"Qwen2.5-1.5B": (12, 2, 128), "Qwen2.5-7B": (28, 4, 128), "Llama-8B": (32, 8, 128)}
+"""Query heads, KV heads, head size."""
+
+POINTERS = {
+    **dict.fromkeys(("query", "key", "value", "key_pool", "value_pool", "out"), "*bf16"),
+    **dict.fromkeys(("rows", "tiles", "page_table", "cut", "piece_id"), "*i32"),
+    **dict.fromkeys(("token_index_pool", "tensors", "moves", "group_start", "tokens"), "*i64"),
+    **dict.fromkeys(("partial_out", "partial_log2_sum", "logits", "piece_best"), "*fp32"),
+    "seen": "*u8",
+    "valid": "*i1",
+}
+SCALARS = {"scale": "fp32", "softcap": "fp32"}
+
+
+def compile_kernel(kernel: Any, constants: dict[str, Any], warps: int, stages: int) -> Any:
+    """Compile as the launcher would: strides divisible by 16, element strides 1."""
+    names = kernel.arg_names
+    constants = {**constants, **{n: 1 for n in names if n.endswith("_stride_d")}}
+    signature = {
+        n: "constexpr" if n in constants else POINTERS.get(n) or SCALARS.get(n, "i32")
+        for n in names
+    }
+    aligned = [n for n in names if signature[n].startswith("*") or n.split("_stride")[0] != n]
+    attributes = {
+        (names.index(n),): [["tt.divisibility", 16]] for n in aligned if n not in constants
+    }
+    return triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=TARGET,
+        options={"num_warps": warps, "num_stages": stages},
+    )
+
+
+def report(name: str, compiled: Any) -> dict[str, Any]:
+    ptx = compiled.asm["ptx"]
+    return {
+        "kernel": name,
+        "shared_bytes": compiled.metadata.shared,
+        "cp_async_16": ptx.count("cp.async.cg.shared.global"),
+        "mma": ptx.count("mma.sync"),
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "vector_loads": len(re.findall(r"ld\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
+        "vector_stores": len(re.findall(r"st\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
+    }
+
+
+def main() -> None:
+    results = []
+    for model, (heads, kv_heads, dim) in SHAPES.items():
+        dims = dict.fromkeys(("KEY_DIM", "BLOCK_DK", "VALUE_DIM", "BLOCK_DV"), dim)
+        attention = {
+            **dims,
+            "GROUP": heads // kv_heads,
+            "PAGE_SIZE": 16,
+            "WINDOW": 0,
+            "HAS_SOFTCAP": False,
+        }
+        config = rows_config(dim, 2)
+        for splits in (1, 8):
+            constants = {
+                **attention,
+                "NUM_KV_HEADS": kv_heads,
+                "BLOCK_G": 16,
+                "BLOCK_N": config.block_n,
+                "NUM_SPLITS": splits,
+            }
+            compiled = compile_kernel(
+                rows_attention._rows_kernel, constants, config.num_warps, config.num_stages
+            )
+            results.append(report(f"rows {model} splits={splits}", compiled))
+        combine = {"NUM_HEADS": heads, "VALUE_DIM": dim, "BLOCK_DV": dim, "NUM_SPLITS": 8}
+        compiled = compile_kernel(rows_attention._combine_kernel, combine, 2, 3)
+        results.append(report(f"combine {model}", compiled))
+        config = tile_config(dim, 2)
+        tiled = {**attention, "NUM_HEADS": heads, "BLOCK_M": 64, "BLOCK_N": config.block_n}
+        compiled = compile_kernel(
+            tiled_attention._tile_kernel, tiled, config.num_warps, config.num_stages
+        )
+        results.append(report(f"tiles {model}", compiled))
+        store = {**dims, "NUM_HEADS": kv_heads, "BLOCK_H": kv_heads}
+        compiled = compile_kernel(store_kv._store_kv_kernel, store, 4, 3)
+        results.append(report(f"store_kv {model}", compiled))
+    for word, aligned in ((16, 8), (32, 4), (16, 1)):
+        POINTERS["words"] = f"*i{word}"
+        constants = {
+            "ALIGNED_WORDS": aligned,
+            "BLOCK_M": triton_compact.BLOCK_MOVES,
+            "BLOCK_W": triton_compact.BLOCK_WORDS,
+        }
+        compiled = compile_kernel(triton_compact._compact_kernel, constants, 4, 1)
+        results.append(report(f"compact {word}-bit words, {aligned} aligned", compiled))
+    POINTERS["words"] = "*i32"
+    vocabulary = {"VOCAB": 152_064}
+    pieces = {**vocabulary, "NUM_PIECES": 38}
+    search = {**vocabulary, "BLOCK": sample.SEARCH_BLOCK, "PIVOTS": sample.NUM_PIVOTS}
+    for name, kernel, constants, warps in (
+        ("forbid", sample._forbid_kernel, {"F": 32, "BLOCK": 32}, 1),
+        ("cut", sample._cut_kernel, search, 16),
+        ("draw", sample._draw_kernel, pieces, 4),
+        ("pick", sample._pick_kernel, {**pieces, "BLOCK": 64}, 1),
+    ):
+        compiled = compile_kernel(kernel, constants, warps, 3)
+        results.append(report(f"sample: {name}", compiled))
+    columns = list(results[0])
+    print(f"{columns[0]:38s}" + "".join(f"{c:>15s}" for c in columns[1:]))
+    for row in results:
+        print(f"{row['kernel']:38s}" + "".join(f"{row[c]:15d}" for c in columns[1:]))
+    print(json.dumps({"triton": triton.__version__, "target": "sm_90", "kernels": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""One step's rows as flat int32 arrays: filled on the host, copied into static device buffers.
+
+`fill` builds a step on the host and uploads it in one copy (`StagedBuffer`); the kernels read
+nothing else. Unused rows are padded with slot -1 (nothing is stored) and an empty range (the output
+is zero).
+
+Knows nothing of kernels, heads or layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lightthinker.attention.batch import PagedBatch, SequenceRows
+from lightthinker.attention.staging import StagedBuffer
+
+TILE_ROWS = 64
+"""Most query rows of one prefill tile."""
+
+MIN_TILED_ROWS = 32
+"""A sequence with at least this many rows in a step is computed in tiles, a shorter one by row."""
+
+
+class RowField(IntEnum):
+    """Lines of `RowsMetadata.rows`; the kernels use the same numbers.
+
+    `SEQUENCE` is the row's line in the page table; `LOWER`, `UPPER`, `EXCL_LO` and `EXCL_HI` its
+    range over the live tokens; `TOKEN_INDEX` its original token index; `LIVE_POSITION` its own
+    place among the live tokens; `SLOT` where its KV goes (-1: nowhere); `LAUNCH`
+    lists the rows that the split-KV kernel computes.
+    """
+
+    SEQUENCE = 0
+    LOWER = 1
+    UPPER = 2
+    EXCL_LO = 3
+    EXCL_HI = 4
+    TOKEN_INDEX = 5
+    LIVE_POSITION = 6
+    SLOT = 7
+    LAUNCH = 8
+
+
+class TileField(IntEnum):
+    """Lines of `RowsMetadata.tiles`: a tile's first row and how many rows it has."""
+
+    FIRST_ROW = 0
+    NUM_ROWS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsCapacity:
+    """The largest step that a `RowsMetadata` can hold.
+
+    Attributes:
+        max_rows: Tokens forwarded in one step.
+        max_sequences: Sequences in one step.
+        max_pages: Pages of one sequence.
+    """
+
+    max_rows: int
+    max_sequences: int
+    max_pages: int
+
+    @classmethod
+    def of(cls, batch: PagedBatch, page_size: int) -> Self:
+        """Return what `batch` needs."""
+        return cls(
+            max_rows=sum(len(s.rows) for s in batch.sequences),
+            max_sequences=len(batch.sequences),
+            max_pages=max((-(-s.num_live // page_size) for s in batch.sequences), default=0),
+        )
+
+    @property
+    def max_tiles(self) -> int:
+        """Tiles that `max_rows` rows can need, however they are spread over sequences."""
+        # ceil(r / TILE_ROWS) <= r / MIN_TILED_ROWS for every r >= MIN_TILED_ROWS.
+        return self.max_rows // MIN_TILED_ROWS
+
+    def holds(self, other: RowsCapacity) -> bool:
+        """Whether a step of size `other` fits."""
+        return (
+            other.max_rows <= self.max_rows
+            and other.max_sequences <= self.max_sequences
+            and other.max_pages <= self.max_pages
+        )
+
+    def grown(self, other: RowsCapacity) -> RowsCapacity:
+        """Return a capacity that holds both, rounded up so that growing is rare."""
+
+        def size(a: int, b: int) -> int:
+            return a if b <= a else 1 << (b - 1).bit_length()
+
+        return RowsCapacity(
+            max_rows=size(self.max_rows, other.max_rows),
+            max_sequences=size(self.max_sequences, other.max_sequences),
+            max_pages=size(self.max_pages, other.max_pages),
+        )
+
+
+class RowsMetadata:
+    """Static buffers of one step's rows.
+
+    Attributes:
+        rows: int32 [len(RowField), max_rows] on the device, see `RowField`.
+        tiles: int32 [len(TileField), max_tiles] on the device, see `TileField`.
+        page_table: int32 [max_sequences, max_pages] on the device.
+        num_launch_rows: Rows that the split-KV kernel is launched for.
+        num_tiles: Tiles that the prefill kernel is launched for.
+
+    Args:
+        capacity: The largest step; `fill` refuses a larger one.
+        page_size: Tokens per page.
+        device: Where the kernels run.
+    """
+
+    def __init__(self, capacity: RowsCapacity, *, page_size: int, device: torch.device):
+        self.capacity = capacity
+        self.page_size = page_size
+        self._row_words = len(RowField) * capacity.max_rows
+        self._head_words = self._row_words + len(TileField) * capacity.max_tiles
+        num_words = self._head_words + capacity.max_sequences * capacity.max_pages
+        self._buffer = StagedBuffer(num_words, device)
+        self.rows, self.tiles, self.page_table = self._views(self._buffer.device_words)
+        self.num_launch_rows = 0
+        self.num_tiles = 0
+
+    def fill(
+        self, batch: PagedBatch, *, num_rows: int | None = None, use_tiles: bool = True
+    ) -> None:
+        """Build a step on the host and copy it to the device without waiting for it.
+
+        Args:
+            batch: The step. A sequence's `pages` may be an int32 array, which is copied at once.
+            num_rows: Rows that the forward has, padding included (a CUDA graph's size); by default
+                those of the batch.
+            use_tiles: Whether long runs of rows go to the prefill kernel. A CUDA graph, whose
+                launches are fixed, says no; then every row is launched by itself.
+        """
+        needed = RowsCapacity.of(batch, self.page_size)
+        total = needed.max_rows if num_rows is None else num_rows
+        assert self.capacity.holds(needed), f"{needed} does not fit {self.capacity}"
+        assert needed.max_rows <= total <= self.capacity.max_rows, (needed.max_rows, total)
+        rows, tiles, page_table = self._views(self._buffer.next_host())
+        self._write_rows(rows[:, :total], page_table, batch)
+        tile_list, launch = _split_launches(batch.sequences, use_tiles)
+        launch += range(needed.max_rows, total)
+        self.num_tiles, self.num_launch_rows = len(tile_list), len(launch)
+        rows[RowField.LAUNCH, : len(launch)] = launch
+        if tile_list:
+            tiles[:, : len(tile_list)] = np.array(tile_list, dtype=np.int32).T
+        self._buffer.upload(self._head_words + len(batch.sequences) * self.capacity.max_pages)
+
+    def _write_rows(
+        self, rows: npt.NDArray[np.int32], page_table: npt.NDArray[np.int32], batch: PagedBatch
+    ) -> None:
+        sequences, size = batch.sequences, self.page_size
+        counts = np.array([len(s.rows) for s in sequences], dtype=np.int64)
+        num_rows = int(counts.sum())
+        rows[:, num_rows:] = 0
+        rows[RowField.SLOT, num_rows:] = -1
+        if not num_rows:
+            return
+        for line, sequence in enumerate(sequences):
+            num_pages = -(-sequence.num_live // size)
+            page_table[line, :num_pages] = sequence.pages[:num_pages]
+        line_of_row = np.repeat(np.arange(len(sequences)), counts)
+        first_position = np.array([s.num_live for s in sequences]) - counts
+        within = np.arange(num_rows) - np.repeat(np.cumsum(counts) - counts, counts)
+        position = np.repeat(first_position, counts) + within
+        ranges = np.array([row for s in sequences for row in s.rows], dtype=np.int32)
+        real = rows[:, :num_rows]
+        real[RowField.SEQUENCE] = line_of_row
+        real[RowField.LOWER : RowField.EXCL_HI + 1] = ranges.T
+        real[RowField.TOKEN_INDEX] = [i for s in sequences for i in s.indices]
+        real[RowField.LIVE_POSITION] = position
+        real[RowField.SLOT] = page_table[line_of_row, position // size] * size + position % size
+
+    def _views(self, flat: Any) -> tuple[Any, Any, Any]:
+        """Return `rows`, `tiles` and `page_table` as views of a flat tensor or array."""
+        capacity = self.capacity
+        return (
+            flat[: self._row_words].reshape(len(RowField), capacity.max_rows),
+            flat[self._row_words : self._head_words].reshape(len(TileField), capacity.max_tiles),
+            flat[self._head_words :].reshape(capacity.max_sequences, capacity.max_pages),
+        )
+
+
+def _split_launches(
+    sequences: list[SequenceRows], use_tiles: bool
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Return the tiles (first row, number of rows), longest context first, and the other rows."""
+    tiles: list[tuple[int, int]] = []
+    launch: list[int] = []
+    start = 0
+    for sequence in sequences:
+        stop = start + len(sequence.rows)
+        if use_tiles and len(sequence.rows) >= MIN_TILED_ROWS:
+            firsts = range(start, stop, TILE_ROWS)
+            # The last tile sees most keys: started first, it does not finish alone.
+            tiles += [(first, min(TILE_ROWS, stop - first)) for first in reversed(firsts)]
+        else:
+            launch += range(start, stop)
+        start = stop
+    return tiles, launch

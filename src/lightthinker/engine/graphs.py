@@ -1,0 +1,150 @@
+"""Whole decode steps as CUDA graphs: one per number of rows, all in one memory pool.
+
+Decode, gist and continue tokens are rows alike, so a graph is keyed by nothing but its number of
+rows; a step takes the next larger one, the rest is padding (slot -1, sees nothing). Everything a
+graph reads lies in static buffers, filled before each replay; samples stay on the device, where the
+next step finds the tokens that the host does not know yet. Prefills and whatever else does not fit
+run without a graph.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from lightthinker.attention.batch import PagedBatch
+from lightthinker.attention.rows_metadata import RowsCapacity
+from lightthinker.attention.staging import StagedBuffer
+from lightthinker.attention.triton_backend import TritonBackend
+from lightthinker.engine.device_sampler import DeviceSampler, samples_on_host
+from lightthinker.engine.pending import PendingTokens
+from lightthinker.engine.runner import ModelRunner
+from lightthinker.engine.step import StepPlan
+
+NUM_INPUTS = 4
+"""Lines of input: token ids, positions, place of an unknown token, wanted rows."""
+
+
+def graph_sizes(max_rows: int) -> list[int]:
+    """Return the numbers of rows that get a graph, ascending.
+
+    The smallest is 2: torch.compile would make a second program for a dimension of size 1.
+    """
+    sizes = [2, 4, *range(8, 257, 8), *range(272, 513, 16), *range(544, 1025, 32)]
+    return [s for s in sizes if s < max_rows] + [max(2, max_rows)]
+
+
+class GraphRunner:
+    """Runs steps through captured graphs.
+
+    Args:
+        runner: The model.
+        backend: Its attention.
+        sampler: Draws inside the graph.
+        max_rows: Rows of the largest graph.
+        max_live_tokens: Live tokens of one sequence beyond which a step runs without a graph.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        backend: TritonBackend,
+        sampler: DeviceSampler,
+        *,
+        max_rows: int,
+        max_live_tokens: int,
+    ):
+        self.runner = runner
+        self.backend = backend
+        self.sampler = sampler
+        self.sizes = graph_sizes(max_rows)
+        largest = self.sizes[-1]
+        max_pages = -(-max_live_tokens // backend.pool.page_size)
+        self.metadata = backend.new_metadata(
+            RowsCapacity(max_rows=largest, max_sequences=largest, max_pages=max_pages)
+        )
+        self._inputs = StagedBuffer(NUM_INPUTS * largest, runner.device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def capture(self, on_size: Callable[[int], None] | None = None) -> None:
+        """Capture all sizes, the largest first, so that the others fit into its memory.
+
+        Args:
+            on_size: Told of each size before it is captured.
+        """
+        memory = torch.cuda.graph_pool_handle()
+        for size in reversed(self.sizes):
+            if on_size:
+                on_size(size)
+            self._fill(StepPlan(), PagedBatch([], [], self.runner.device), size)
+            self._compute(size)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=memory):
+                self._compute(size)
+            self._graphs[size] = graph
+
+    def fits(self, plan: StepPlan, batch: PagedBatch) -> bool:
+        """Whether a graph can run this step."""
+        needed = RowsCapacity.of(batch, self.backend.pool.page_size)
+        return (
+            bool(plan.sampling)
+            and self.metadata.capacity.holds(needed)
+            and all(s.observed is None for s in batch.sequences)
+            and not any(samples_on_host(s) or s.params.logprobs is not None for s in plan.sampling)
+        )
+
+    def run(
+        self, plan: StepPlan, batch: PagedBatch, known: PendingTokens | list[int] | None
+    ) -> PendingTokens:
+        """Run a step that fits.
+
+        Args:
+            plan: The step.
+            batch: Its rows.
+            known: Samples of the step before, if a row's token is one of them.
+        """
+        num_rows = len(plan.token_ids)
+        size = self.sizes[bisect_left(self.sizes, num_rows)]
+        self._fill(plan, batch, size)
+        if isinstance(known, list):
+            tokens = torch.tensor(known, device=self.runner.device)
+            self.sampler.buffer.tokens[: len(known)] = tokens
+        self.sampler.fill(plan.sampling, num_rows=size)
+        if self._graphs:
+            self._graphs[size].replay()
+        else:
+            self._compute(size)
+        return self.sampler.buffer.fetch(len(plan.sampling))
+
+    def _fill(self, plan: StepPlan, batch: PagedBatch, size: int) -> None:
+        """Write a step into the static buffers, padded to `size` rows."""
+        self.metadata.fill(batch, num_rows=size, use_tiles=False)
+        host = self._inputs.next_host().reshape(NUM_INPUTS, -1)
+        host[:, :size] = 0
+        host[2, :size] = -1
+        num_rows, num_wanted = len(plan.token_ids), len(plan.wanted_rows)
+        host[0, :num_rows] = np.maximum(plan.token_ids, 0)
+        host[1, :num_rows] = plan.positions
+        host[2, plan.unknown_rows] = plan.unknown_from
+        host[3, :num_wanted] = plan.wanted_rows
+        self._inputs.upload(host.size)
+
+    def _compute(self, size: int) -> None:
+        """What a graph holds: substitute unknown tokens, forward, sample."""
+        words = self._inputs.device_words.view(NUM_INPUTS, -1)[:, :size]
+        token_ids, positions, unknown_from, wanted_rows = (line.clone() for line in words.long())
+        samples = self.sampler.buffer.tokens.clamp_min(0)
+        unknown = unknown_from >= 0
+        token_ids = torch.where(unknown, samples[unknown_from.clamp_min(0)], token_ids)
+        eager, self.backend.metadata = self.backend.metadata, self.metadata
+        try:
+            logits = self.runner.forward(
+                self.backend, token_ids, positions, wanted_rows, compiled=True
+            )
+        finally:
+            self.backend.metadata = eager
+        self.sampler.draw(logits)

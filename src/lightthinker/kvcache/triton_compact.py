@@ -1,0 +1,168 @@
+"""Move slots of every layer's keys and values, for all sequences of a step, in one launch.
+
+A move copies one token from a source to a target slot. The moves of one sequence form a *group*;
+groups touch different slots, and one program carries out all moves of a group for one tensor and
+one block of columns. Within a group moves may overlap (a target may be the source of another move):
+
+- moves are taken in blocks; a block is loaded whole, then a barrier, then stored, so inside a block
+  any overlap is harmless;
+- between blocks: compaction lists the surviving tokens in order and moves each one down, so targets
+  rise strictly and every target lies below its own source, hence below the sources of all later
+  moves. No store can hit a slot that is still to be read.
+
+The tensors differ in address and row size only, so the launch gets a table of those, addresses
+relative to the first tensor's (one flat address space, and the compiler knows the alignment); a row
+is copied as plain 2- or 4-byte words, which keeps NaN payloads too. Imports triton at module level:
+import it where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK_MOVES = 32
+BLOCK_WORDS = 256
+
+
+@triton.jit(do_not_specialize=["num_moves"])
+def _compact_kernel(
+    words,
+    tensors,
+    moves,
+    group_start,
+    num_moves,
+    ALIGNED_WORDS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Move the slots of one tensor, one group and one block of columns.
+
+    `words` is the first tensor; `tensors` [n, 3] says where each begins relative to it, its words
+    per row and from row to row; `moves` [2, M] holds sources, then targets.
+    """
+    entry = tensors + tl.program_id(0) * 3
+    offset = tl.multiple_of(tl.load(entry), ALIGNED_WORDS)
+    row_words = tl.load(entry + 1)
+    stride = tl.multiple_of(tl.load(entry + 2), ALIGNED_WORDS)
+    column = tl.program_id(2) * BLOCK_W + tl.arange(0, BLOCK_W)[None, :]
+    if tl.program_id(2) * BLOCK_W < row_words:
+        begin = tl.load(group_start + tl.program_id(1))
+        end = tl.load(group_start + tl.program_id(1) + 1)
+        # A row has whole groups of aligned words, or the mask would cut the wide loads up.
+        inside = column < tl.multiple_of(row_words, ALIGNED_WORDS)
+        for start in tl.range(begin, end, BLOCK_M, num_stages=1):
+            move = start + tl.arange(0, BLOCK_M)
+            real = move < end
+            source = tl.load(moves + move, mask=real, other=0)[:, None]
+            target = tl.load(moves + num_moves + move, mask=real, other=0)[:, None]
+            mask = real[:, None] & inside
+            held = tl.load(words + offset + source * stride + column, mask=mask)
+            tl.debug_barrier()
+            tl.store(words + offset + target * stride + column, held, mask=mask)
+
+
+class SlotMover:
+    """Moves slots in a fixed set of tensors.
+
+    Args:
+        slot_tensors: Keys and values of all layers, slots first, heads and elements contiguous.
+        token_index: int64, what each slot holds.
+        check_order: Check every call's promise on the host (for tests).
+    """
+
+    def __init__(
+        self,
+        slot_tensors: Sequence[torch.Tensor],
+        token_index: torch.Tensor,
+        *,
+        check_order: bool = False,
+    ):
+        self.check_order = check_order
+        self.device = token_index.device
+        word = torch.int32 if slot_tensors[0].element_size() == 4 else torch.int16
+        # Two launches: the index has rows of eight bytes, too narrow for 16-byte loads.
+        self._launches = [_Launch(slot_tensors, word), _Launch([token_index], word)]
+
+    def move(self, source: list[int], target: list[int], group_sizes: list[int]) -> None:
+        """Carry out the moves; the order argument above is the caller's promise.
+
+        Args:
+            source: Slots to read.
+            target: Slots to write.
+            group_sizes: Moves of each group, in order.
+        """
+        num_moves, num_groups = len(source), len(group_sizes)
+        assert num_moves == len(target) == sum(group_sizes), (num_moves, len(target), group_sizes)
+        if not num_moves:
+            return
+        if self.check_order:
+            _check_order(source, target, group_sizes)
+        starts = [0]
+        for size in group_sizes:
+            starts.append(starts[-1] + size)
+        on_cuda = self.device.type == "cuda"
+        host = torch.tensor([*source, *target, *starts], dtype=torch.int64, pin_memory=on_cuda)
+        # The caching host allocator keeps the pinned memory until the copy is done.
+        packed = host.to(self.device, non_blocking=True)
+        for launch in self._launches:
+            launch.run(packed[: 2 * num_moves], packed[2 * num_moves :], num_moves, num_groups)
+
+
+class _Launch:
+    """One kernel launch over tensors that share an alignment."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], word: torch.dtype):
+        for tensor in tensors:
+            assert tensor[0].is_contiguous(), "a slot's elements are adjacent"
+        size, first = word.itemsize, tensors[0].data_ptr()
+        table = [
+            (
+                (t.data_ptr() - first) // size,
+                t[0].numel() * t.element_size() // size,
+                t.stride(0) * t.element_size() // size,
+            )
+            for t in tensors
+        ]
+        wide = 16 // size
+        aligned = first % 16 == 0 and all(number % wide == 0 for line in table for number in line)
+        self.tensors = tensors
+        self.words = tensors[0].view(word)
+        self.aligned_words = wide if aligned else 1
+        self.max_words = max(words for _, words, _ in table)
+        self.table = torch.tensor(table, dtype=torch.int64, device=tensors[0].device)
+
+    def run(
+        self, moves: torch.Tensor, group_start: torch.Tensor, num_moves: int, num_groups: int
+    ) -> None:
+        grid = (len(self.tensors), num_groups, -(-self.max_words // BLOCK_WORDS))
+        _compact_kernel[grid](
+            self.words,
+            self.table,
+            moves,
+            group_start,
+            num_moves,
+            ALIGNED_WORDS=self.aligned_words,
+            BLOCK_M=BLOCK_MOVES,
+            BLOCK_W=BLOCK_WORDS,
+            num_warps=4,
+            num_stages=1,
+        )
+
+
+def _check_order(source: list[int], target: list[int], group_sizes: list[int]) -> None:
+    """Raise AssertionError if moves break the promise of `SlotMover.move`."""
+    owner: dict[int, int] = {}
+    start = 0
+    for group, size in enumerate(group_sizes):
+        for slot in (*source[start : start + size], *target[start : start + size]):
+            if owner.setdefault(slot, group) != group:
+                raise AssertionError(f"slot {slot} is moved by two sequences")
+        last_read = {slot: i for i, slot in enumerate(source[start : start + size])}
+        for i, slot in enumerate(target[start : start + size]):
+            if last_read.get(slot, -1) > i:
+                raise AssertionError(f"move {i} writes slot {slot} before it is read")
+        start += size

@@ -1,0 +1,44 @@
+"""StreamingLLM: the first tokens, which attention sinks into, and the most recent ones.
+
+Source: "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453, section 3.
+
+The budget holds sinks and recent tokens; the prompt is evicted from like the rest. Deviation: keys
+keep the positions at which they were written. The paper re-numbers positions within the cache, to
+stay inside the trained length; within it, true positions leave the recent tokens' distances as they
+are and only the sinks appear further away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightthinker.engine.policy import CacheView
+from lightthinker.policies.budget import Budgeted
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingLLM(Budgeted):
+    """Sinks and a recent window.
+
+    Attributes:
+        sinks: First tokens that always stay (paper: 4).
+    """
+
+    sinks: int = 4
+
+    name = "streaming_llm"
+    observation = None
+
+    def __post_init__(self) -> None:
+        self.require(self.sinks >= 0, "sinks", "at least 0")
+        super().__post_init__()
+
+    @property
+    def num_protected(self) -> int:
+        """The sinks."""
+        return self.sinks
+
+    def keep(self, cache: CacheView) -> list[int]:
+        """Keep the first `sinks` tokens and as many of the last as fit."""
+        recent = self.num_kept(cache) - self.sinks
+        return [*range(self.sinks), *range(cache.num_live - recent, cache.num_live)]

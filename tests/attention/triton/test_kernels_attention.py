@@ -1,0 +1,176 @@
+"""The attention kernels in Triton's interpreter against a dense float64 reference.
+
+Every slot that no sequence owns is NaN. bf16 `tl.dot` is wrong in the interpreter; the GPU tests
+cover it.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
+from lightthinker.attention.rows_metadata import RowsCapacity
+from lightthinker.attention.triton.rows_attention import rows_attention
+from lightthinker.attention.triton.store_kv import store_kv
+from lightthinker.attention.triton_backend import TritonBackend
+from lightthinker.testing.attention import (
+    attention_case,
+    dense_attention,
+    error_band,
+)
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real thing")
+
+MIXED = [(37, 1), (70, 5), (3, 3), (45, 34)]
+"""Decode, gist-like, short prompt, and a chunk long enough for the tiled kernel."""
+
+
+def run(case, *, scaling, softcap=None, window=None):
+    backend = TritonBackend(case.pool)
+    backend.prepare(case.batch)
+    out = backend.attend(
+        0, case.query, case.key, case.value, scaling=scaling, softcap=softcap, window=window
+    )
+    exact = dense_attention(case, scaling=scaling, softcap=softcap, window=window)
+    assert not out.isnan().any(), "an unused slot was read"
+    return out, exact
+
+
+def relative_error(out, exact):
+    return float((out.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("group", [1, 2, 6, 7, 8, 16])
+def test_any_number_of_query_heads_per_kv_head(group):
+    case = attention_case(MIXED, num_heads=group, num_kv_heads=1, key_dim=16)
+    assert relative_error(*run(case, scaling=0.25)) < 1e-5
+
+
+@pytest.mark.parametrize("dims", [(64, 64), (80, 80), (96, 96), (128, 128), (256, 256), (96, 64)])
+def test_head_sizes(dims):
+    key_dim, value_dim = dims
+    case = attention_case(
+        [(40, 1), (35, 33), (6, 3)],
+        num_heads=3,
+        num_kv_heads=1,
+        key_dim=key_dim,
+        value_dim=value_dim,
+    )
+    assert relative_error(*run(case, scaling=key_dim**-0.5)) < 1e-5
+
+
+@pytest.mark.parametrize("page_size", [1, 5, 16, 32])
+@pytest.mark.parametrize("settings", [{}, {"window": 11}, {"softcap": 1.5}])
+def test_pages_windows_and_softcap(page_size, settings):
+    case = attention_case(
+        MIXED, num_heads=2, num_kv_heads=2, key_dim=16, page_size=page_size, seed=page_size
+    )
+    assert relative_error(*run(case, scaling=0.25, **settings)) < 1e-5
+
+
+@pytest.mark.parametrize("splits", [1, 4, 32])
+def test_any_number_of_splits(splits):
+    case = attention_case([(150, 1), (1, 1), (40, 2)], num_heads=6, num_kv_heads=2, key_dim=16)
+    metadata = TritonBackend(case.pool).metadata
+    metadata.fill(case.batch)
+    keys, values, index = case.pool.keys[0], case.pool.values[0], case.pool.token_index
+    store_kv(case.key, case.value, keys, values, index, metadata)
+    out = torch.full((4, 6, 16), float("nan"))
+    rows_attention(
+        case.query,
+        keys,
+        values,
+        index,
+        metadata,
+        out,
+        scaling=0.25,
+        softcap=None,
+        window=None,
+        splits=splits,
+    )
+    assert relative_error(out, dense_attention(case, scaling=0.25)) < 1e-5
+
+
+def test_window_and_softcap_together_with_large_scores():
+    case = attention_case(MIXED, num_heads=4, num_kv_heads=2, key_dim=16)
+    assert relative_error(*run(case, scaling=4.0, softcap=50.0, window=24)) < 1e-5
+
+
+@pytest.mark.parametrize("group", [1, 7])
+def test_half_precision_stays_within_the_band_of_a_plain_reference(group):
+    case = attention_case(
+        MIXED, num_heads=group, num_kv_heads=1, key_dim=64, dtype=torch.float16, seed=3
+    )
+    out, exact = run(case, scaling=0.125)
+    assert float((out.double() - exact).abs().max()) < error_band(case, exact, scaling=0.125)
+
+
+def test_rows_and_tiles_agree_with_each_other():
+    case = attention_case([(80, 40)], num_heads=2, num_kv_heads=1, key_dim=16)
+    tiled, exact = run(case, scaling=0.25)
+    backend = TritonBackend(case.pool, RowsCapacity(max_rows=40, max_sequences=1, max_pages=5))
+    backend.metadata.fill(case.batch, use_tiles=False)
+    by_row = backend.attend(
+        0, case.query, case.key, case.value, scaling=0.25, softcap=None, window=None
+    )
+    assert backend.metadata.num_tiles == 0
+    assert relative_error(by_row, exact) < 1e-5
+    assert relative_error(tiled, exact) < 1e-5
+
+
+def test_padding_rows_give_zeros_and_store_nothing():
+    case = attention_case([(20, 1), (30, 4)], num_heads=4, num_kv_heads=2, key_dim=16)
+    capacity = RowsCapacity(max_rows=12, max_sequences=4, max_pages=4)
+    backend = TritonBackend(case.pool, capacity)
+    backend.metadata.fill(case.batch, num_rows=12, use_tiles=False)
+
+    def padded(x):
+        return torch.cat([x, x.new_full((7, *x.shape[1:]), float("nan"))])
+
+    out = backend.attend(
+        0,
+        padded(case.query),
+        padded(case.key),
+        padded(case.value),
+        scaling=0.25,
+        softcap=None,
+        window=None,
+    )
+    exact = dense_attention(case, scaling=0.25)
+    assert relative_error(out[:5], exact) < 1e-5
+    assert torch.equal(out[5:], torch.zeros_like(out[5:]))
+    used = {p for s in case.batch.sequences for p in s.pages}
+    unused = [p * 16 + i for p in range(case.pool.num_slots // 16) if p not in used for i in (0, 9)]
+    assert case.pool.keys[0][unused].isnan().all(), "padding was stored"
+
+
+def test_a_row_that_sees_nothing_gives_zeros():
+    case = attention_case([(40, 3)], num_heads=2, num_kv_heads=1, key_dim=16)
+    sequence = case.batch.sequences[0]
+    rows = [Row(0, 0, 0, 0), Row(5, 39, 5, 39), Row(0, 40, 0, 0)]
+    batch = PagedBatch(
+        [SequenceRows(rows, sequence.indices, sequence.pages, 40)],
+        case.batch.slots,
+        case.batch.device,
+    )
+    out, _ = run(type(case)(case.pool, batch, case.query, case.key, case.value), scaling=0.25)
+    assert torch.equal(out[:2], torch.zeros_like(out[:2]))
+    assert out[2].abs().max() > 0
+
+
+def test_smaller_steps_in_the_same_buffers_leave_nothing_behind():
+    case = attention_case([(20, 1), (30, 5), (40, 34)], num_heads=2, num_kv_heads=1, key_dim=16)
+    backend = TritonBackend(case.pool)
+    first = backend.metadata
+    for _ in range(2):
+        backend.prepare(case.batch)
+        backend.attend(0, case.query, case.key, case.value, scaling=0.25, softcap=None, window=None)
+        small = PagedBatch(case.batch.sequences[1:2], case.batch.slots[1:6], case.batch.device)
+        part = type(case)(case.pool, small, case.query[1:6], case.key[1:6], case.value[1:6])
+        backend.prepare(small)
+        out = backend.attend(
+            0, part.query, part.key, part.value, scaling=0.25, softcap=None, window=None
+        )
+        assert relative_error(out, dense_attention(part, scaling=0.25)) < 1e-5
+    assert backend.metadata is first, "nothing had to grow"
