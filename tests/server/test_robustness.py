@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ from lightthinker.server.settings import ServerSettings
 from lightthinker.testing.serving import chat_body, running_server
 
 NUM_REQUESTS = 40
+ROOT = Path(__file__).resolve().parents[2]
 
 
 async def read_stream(client: httpx.AsyncClient, body: dict, *, chunks=None, pause_s=0.0):
@@ -230,3 +233,8 @@ def test_metrics_count_what_was_done(checkpoint):
         'lightthinker:requests_refused_total{model_name="m",status="400"}': 1,
     }
     assert {name: values.get(name) for name in expected} == expected
+    names = {name.partition("{")[0] for name in values}
+    dashboard = (ROOT / "deploy" / "grafana" / "lightthinker.json").read_text()
+    asked = set(re.findall(r"(?:vllm|lightthinker):[a-z0-9_]+", dashboard))
+    assert len(asked) > 12
+    assert {name.replace("vllm:", "x:") for name in asked} <= names
