@@ -55,7 +55,9 @@ def test_the_ray_service_configures_what_there_is() -> None:
 
 
 def test_ray_arguments_are_checked() -> None:
-    from_command_line = RayServeSettings.of({"model": "123", "max_replicas": "3", "num_gpus": "0.5"})
+    from_command_line = RayServeSettings.of(
+        {"model": "123", "max_replicas": "3", "num_gpus": "0.5"}
+    )
 
     assert from_command_line.model == "123"
     assert from_command_line.max_replicas == 3
