@@ -1,6 +1,6 @@
 """Two replicas on Ray, one killed under load: what becomes of the requests?
 
-    python benchmarks/ray_robustness.py --output results/ray_robustness.json
+    python benchmarks/ray_robustness.py --output results/scale/ray_robustness.json
 
 A request may end in three ways: complete; broken off with an error event in OpenAI's form (it was
 streaming from the replica that died); lost (anything else). The last line printed is one JSON
@@ -178,6 +178,7 @@ def main() -> None:
     for key, value in result.items():
         print(f"{key:<30}{value}")
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(f"{json.dumps(result, indent=1)}\n", encoding="utf-8")
     print(json.dumps(result))
 

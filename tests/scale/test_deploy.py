@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,13 @@ def test_ray_arguments_are_checked() -> None:
         RayServeSettings.of({"model": "m", "min_replicas": 3})
     with pytest.raises(ConfigError, match="model=CHECKPOINT is missing"):
         RayServeSettings.of({})
+
+
+def test_the_measured_run_lost_nothing() -> None:
+    path = DEPLOY.parent / "results" / "scale" / "ray_robustness.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+
+    assert result["lost"] == result["mismatched"] == result["batch_errors"] == 0
+    assert result["completed"] + result["broken_off_with_error_event"] == result["requests"]
+    assert result["batch_lines"] == result["batch_written_once"] == result["batch_rows"]
+    assert result["batch_workers_killed"] == 1
