@@ -82,7 +82,7 @@ class LayoutBuilder:
         for start, stop in self._prompt_chunks:
             self._expire(start, stop, len(self))
         self._prompt_chunks.clear()
-        if self.thought_start == len(self):
+        if self.thought_start == len(self.role):
             self._group_position = self.next_position
         self._write(num_tokens, role, thought=-1 if role is Role.ANSWER else self.num_thoughts)
 
@@ -142,7 +142,7 @@ class LayoutBuilder:
         thought: int = -1,
         positions: Sequence[int] | None = None,
     ) -> None:
-        begin = len(self)
+        begin = len(self.role)
         indices = range(begin, begin + num_tokens)
         if positions is None:
             positions = range(self.next_position, self.next_position + num_tokens)

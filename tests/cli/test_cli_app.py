@@ -54,7 +54,17 @@ def test_help_is_instant_and_imports_nothing_heavy(arguments: list[str]) -> None
 def test_help_lists_every_command() -> None:
     text = run("--help").stdout
 
-    for command in ("demo", "prepare", "train", "generate", "eval", "mask", "convert", "report"):
+    for command in (
+        "demo",
+        "prepare",
+        "train",
+        "generate",
+        "eval",
+        "mask",
+        "convert",
+        "report",
+        "serve",
+    ):
         assert f" {command} " in text
 
 

@@ -15,7 +15,9 @@ class EngineConfig:
         max_num_seqs: Most sequences running at once.
         max_num_batched_tokens: Most tokens forwarded in one step.
         page_size: Tokens per KV page.
-        num_kv_tokens: Tokens the KV pool holds.
+        num_kv_tokens: Tokens the KV pool holds. None: what fits on a GPU, 65,536 on a CPU.
+        gpu_memory_utilization: Share of a GPU's memory that weights, KV pool and the largest step
+            may take together.
         enable_prefix_caching: Keep the full pages of finished prompts findable, and share them
             between requests and samples that begin alike.
         async_scheduling: Prepare and launch a step before the tokens of the step before it are
@@ -30,7 +32,8 @@ class EngineConfig:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 4096
     page_size: int = 16
-    num_kv_tokens: int = 65_536
+    num_kv_tokens: int | None = None
+    gpu_memory_utilization: float = 0.9
     enable_prefix_caching: bool = True
     async_scheduling: bool | None = None
     attention_backend: str = "auto"
@@ -40,5 +43,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "page_size", "num_kv_tokens"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{name} is {value}; it must be at least 1.")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise RequestError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be in (0, 1]."
+            )

@@ -21,6 +21,7 @@ from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
 from lightthinker.engine.eviction import check_policy, evict
 from lightthinker.engine.intake import Intake, Request
+from lightthinker.engine.memory import num_kv_tokens_that_fit
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.reporting import EngineStats, engine_stats
 from lightthinker.engine.runner import ModelRunner
@@ -31,7 +32,7 @@ from lightthinker.engine.sequence import Sequence, Status
 from lightthinker.engine.step import InFlight, Samples, StepPlan, plan_step
 from lightthinker.engine.writer import TokenWriter
 from lightthinker.errors import RequestError
-from lightthinker.kvcache.pool import PagePool
+from lightthinker.kvcache.pool import PagePool, bytes_per_token
 from lightthinker.layout import Role
 
 if TYPE_CHECKING:
@@ -69,9 +70,12 @@ class LLMEngine:
         size = self.config.page_size
         backend = resolve_backend(self.config.attention_backend, self.runner.device)
         self.shapes = self.runner.probe()
+        num_kv_tokens = self.config.num_kv_tokens or num_kv_tokens_that_fit(
+            self.runner, self.config, bytes_per_token(self.shapes, self.runner.dtype)
+        )
         self.pool = PagePool(
             self.shapes,
-            num_pages=max(1, self.config.num_kv_tokens // size),
+            num_pages=max(1, num_kv_tokens // size),
             page_size=size,
             dtype=self.runner.dtype,
             device=self.runner.device,

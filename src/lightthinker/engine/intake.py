@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from functools import cache, cached_property
 from math import inf
 from time import monotonic
 from typing import Any
@@ -122,6 +123,15 @@ class Intake:
             inf if params.timeout_s is None else monotonic() + params.timeout_s,
         )
 
+    @cached_property
+    def _text_of(self) -> Callable[[int], str]:
+        @cache
+        def text_of(token_id: int) -> str:
+            text: str = self.tokenizer.decode([token_id])
+            return text
+
+        return text_of
+
     @property
     def _trigger_id(self) -> int | None:
         return self.compression.trigger_id if self.compression else None
@@ -167,6 +177,9 @@ class Intake:
         window = len(marker) + 8
 
         def reasoning_over(sampled_ids: list[int]) -> bool:
+            # Decoding is slow, and nearly no token holds the marker's last character.
+            if marker[-1] not in self._text_of(sampled_ids[-1]):
+                return False
             return marker in self.tokenizer.decode(sampled_ids[-window:])
 
         return reasoning_over

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from rich.console import Console
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -35,8 +36,13 @@ class LLM:
             tokenizer.
         max_num_seqs: Most sequences running at once.
         max_num_batched_tokens: Most tokens forwarded in one step.
-        num_kv_tokens: Tokens the KV pool holds.
+        num_kv_tokens: Tokens the KV pool holds. None: what fits on a GPU, 65,536 on a CPU.
+        gpu_memory_utilization: Share of a GPU's memory that weights, KV pool and the largest step
+            may take together.
         page_size: Tokens per KV page.
+        enable_prefix_caching: Share the pages of prompts that begin alike.
+        enforce_eager: On a GPU, neither compile the model nor capture CUDA graphs: a quick start,
+            slower steps.
 
     Raises:
         CheckpointError: The folder is missing, has no safetensors weights, or settings that its
@@ -58,7 +64,10 @@ class LLM:
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 4096,
         num_kv_tokens: int | None = None,
+        gpu_memory_utilization: float = 0.9,
         page_size: int = 16,
+        enable_prefix_caching: bool = True,
+        enforce_eager: bool = False,
     ):
         self.device = _device(device)
         loaded, self.tokenizer = load_checkpoint(model, dtype=_dtype(dtype, self.device))
@@ -72,11 +81,21 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             page_size=page_size,
-            num_kv_tokens=num_kv_tokens or 65_536,
+            num_kv_tokens=num_kv_tokens,
+            gpu_memory_utilization=gpu_memory_utilization,
+            enable_prefix_caching=enable_prefix_caching,
+            enforce_eager=enforce_eager,
         )
         self.engine = LLMEngine(loaded, self.tokenizer, self.compression, config=config)
+        self._warm_up()
         self._ids = itertools.count()
         self._latest: dict[str, RequestOutput] = {}
+
+    def _warm_up(self) -> None:
+        """Get the engine ready for speed, with a line that says what is being done."""
+        console = Console(stderr=True)
+        with console.status("starting") as status:
+            self.engine.warm_up(lambda words: status.update(f"starting: {words}"))
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -85,20 +85,26 @@ def _safe_text(sequence: Sequence, detokenizer: Detokenizer) -> str:
 
 
 def _stats(sequence: Sequence, bytes_per_token: int) -> CompressionStats:
-    layout = sequence.builder.build()
-    live, sampled, peak = layout.live_tokens(), layout.is_output, layout.peak_tokens()
+    # A running sample is reported after every step: what takes a walk over its whole layout waits.
+    finished = sequence.finish_reason is not None
     num_prompt, num_sampled = len(sequence.prompt_ids), len(sequence.sampled_ids)
+    peak, mean, dep_paper, dep_full = sequence.peak_live, 0.0, 0, 0
+    if finished:
+        layout = sequence.builder.build()
+        live, sampled, peak = layout.live_tokens(), layout.is_output, layout.peak_tokens()
+        mean = float(live[sampled].mean()) if sampled.any() else float(peak)
+        dep_paper, dep_full = layout.dep_paper(), layout.dep_full()
     return CompressionStats(
         num_prompt_tokens=num_prompt,
         num_sampled_tokens=num_sampled,
-        num_gist_tokens=len(layout) - num_prompt - num_sampled,
+        num_gist_tokens=len(sequence.builder) - num_prompt - num_sampled,
         num_thoughts=sequence.builder.num_thoughts,
         tokens_freed=sequence.tokens_freed,
         live_tokens=len(sequence.live),
         full_cot_tokens=num_prompt + num_sampled,
         peak_tokens=peak,
-        mean_live_tokens=float(live[sampled].mean()) if sampled.any() else float(peak),
-        dep_paper=layout.dep_paper(),
-        dep_full=layout.dep_full(),
+        mean_live_tokens=mean,
+        dep_paper=dep_paper,
+        dep_full=dep_full,
         kv_bytes_peak=peak * bytes_per_token,
     )

@@ -91,6 +91,8 @@ class Scheduler:
     def publish(self, sequences: Iterable[Sequence]) -> None:
         """Let others find the prompt pages that these sequences have now filled."""
         for sequence in sequences:
+            if sequence.num_published == len(sequence.page_keys):
+                continue
             full = min(len(sequence.page_keys), sequence.num_forwarded // self.pool.page_size)
             for i in range(sequence.num_published, full):
                 self.pool.allocator.publish(sequence.pages[i], sequence.page_keys[i])
@@ -98,8 +100,8 @@ class Scheduler:
 
     def slots(self, sequence: Sequence, positions: Iterable[int]) -> list[int]:
         """Return the slots of a sequence's live tokens, given their positions in `live`."""
-        size = self.pool.page_size
-        return [sequence.pages[i // size] * size + i % size for i in positions]
+        size, pages = self.pool.page_size, sequence.pages
+        return [pages[i // size] * size + i % size for i in positions]
 
     def compact(self, sequences: Iterable[Sequence]) -> None:
         """Free what expired: later live tokens move down, the pages left over go back."""

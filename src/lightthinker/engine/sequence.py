@@ -118,6 +118,8 @@ class Sequence:
         freed before more is written; a group is never cut, since its gists may see each other.
         """
         start, role = self.num_forwarded, self.builder.role
+        if start + 1 == len(role):
+            return 1
         stop = min(start + budget, len(role))
         compressing = (Role.GIST, Role.CONTINUE)
         for i in range(start, stop):
@@ -163,7 +165,7 @@ class Sequence:
 
     def forwarded(self, num_tokens: int) -> None:
         """Note that the next `num_tokens` pending tokens are now in the pool."""
-        self.live += range(self.num_forwarded, self.num_forwarded + num_tokens)
+        self.live.extend(range(self.num_forwarded, self.num_forwarded + num_tokens))
         self.num_forwarded += num_tokens
         self.peak_live = max(self.peak_live, len(self.live))
 

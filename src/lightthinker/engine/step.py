@@ -66,18 +66,17 @@ def plan_step(
     """Lay out the rows of what was scheduled, and count them as forwarded."""
     plan = StepPlan()
     for sequence, num_tokens in ((s.sequence, s.num_tokens) for s in scheduled):
-        begin = sequence.num_forwarded
-        end = begin + num_tokens
-        num_live = len(sequence.live) + num_tokens
+        begin, first_live = sequence.num_forwarded, len(sequence.live)
+        end, num_live = begin + num_tokens, first_live + num_tokens
         rows = sequence.rows(num_tokens)
-        plan.slots += scheduler.slots(sequence, range(len(sequence.live), num_live))
+        plan.slots += scheduler.slots(sequence, range(first_live, num_live))
         plan.sequences.append(
             SequenceRows(
                 rows,
-                list(range(begin, end)),
-                list(sequence.pages),
+                [*range(begin, end)],
+                sequence.pages,
                 num_live,
-                observed_rows(sequence, num_tokens),
+                observed_rows(sequence, num_tokens) if sequence.params.policy else None,
             )
         )
         if sequence.token_ids[end - 1] == UNKNOWN:

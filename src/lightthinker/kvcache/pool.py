@@ -27,6 +27,11 @@ class LayerShape(NamedTuple):
     window: int | None = None
 
 
+def bytes_per_token(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:
+    """Return the bytes of keys and values that one token takes in all layers."""
+    return sum(s.num_kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
+
+
 class PagePool:
     """Keys and values of all layers, and the pages they live in.
 
@@ -65,9 +70,7 @@ class PagePool:
         self.values = [slots(s.num_kv_heads, s.value_dim) for s in shapes]
         self.token_index = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.scores: torch.Tensor | None = None
-        self.bytes_per_token = (
-            sum(s.num_kv_heads * (s.key_dim + s.value_dim) for s in shapes) * dtype.itemsize
-        )
+        self.bytes_per_token = bytes_per_token(shapes, dtype)
         self._mover: SlotMover | None = None
         if kernels:
             from lightthinker.kvcache.triton_compact import SlotMover

@@ -63,7 +63,7 @@ def test_greedy_output_equals_the_torch_backends(counted):
 
 def test_seeds_give_the_same_with_and_without_graphs_and_whatever_else_runs(counted):
     params = SamplingParams(
-        max_tokens=5, temperature=1.0, seed=5, top_p=0.9, max_thought_tokens=3, ignore_eos=True
+        max_tokens=5, temperature=1.0, seed=5, max_thought_tokens=3, ignore_eos=True
     )
     config = {"attention_backend": "triton", "max_num_seqs": 4, "async_scheduling": True}
     together = run(make_engine(**config), params, SHORT)

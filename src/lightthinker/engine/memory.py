@@ -1,0 +1,62 @@
+"""How many KV tokens fit: the device's memory, less weights, less the largest step."""
+
+from __future__ import annotations
+
+import torch
+
+from lightthinker.attention.paged import ShapeProbe
+from lightthinker.engine.config import EngineConfig
+from lightthinker.engine.runner import ModelRunner
+from lightthinker.errors import RequestError
+
+DEFAULT_ON_CPU = 65_536
+GIB = 2**30
+
+
+def num_kv_tokens_that_fit(runner: ModelRunner, config: EngineConfig, bytes_per_token: int) -> int:
+    """Return how many KV tokens the pool gets when the user names no number.
+
+    On a GPU it is what `gpu_memory_utilization` leaves beside the weights and the largest step,
+    which is forwarded once to see what it takes.
+
+    Args:
+        runner: The model, on its device.
+        config: Sizes.
+        bytes_per_token: KV bytes of one token, all layers.
+
+    Raises:
+        RequestError: Nothing is left.
+    """
+    if runner.device.type != "cuda":
+        return DEFAULT_ON_CPU
+    step_bytes = _largest_step(runner, config)
+    free, total = torch.cuda.mem_get_info(runner.device)
+    cached = torch.cuda.memory_reserved(runner.device) - torch.cuda.memory_allocated(runner.device)
+    used = total - free - cached
+    budget = int(total * config.gpu_memory_utilization) - used - step_bytes
+    num_tokens = budget // bytes_per_token
+    if num_tokens < config.page_size:
+        raise RequestError(
+            f"No memory is left for the KV cache: the GPU has {total / GIB:.1f} GiB, of which "
+            f"gpu_memory_utilization={config.gpu_memory_utilization} may be used; "
+            f"{used / GIB:.1f} GiB are in use (weights and other programs) and a step of "
+            f"{config.max_num_batched_tokens} tokens takes {step_bytes / GIB:.1f} GiB. Raise "
+            "gpu_memory_utilization, lower max_num_batched_tokens, or load smaller weights."
+        )
+    return int(num_tokens)
+
+
+def _largest_step(runner: ModelRunner, config: EngineConfig) -> int:
+    """Return the bytes that a step of most tokens and most samples takes beside the weights."""
+    before = torch.cuda.memory_allocated(runner.device)
+    torch.cuda.reset_peak_memory_stats(runner.device)
+    rows = torch.zeros(config.max_num_batched_tokens, dtype=torch.long, device=runner.device)
+    num_wanted = min(config.max_num_seqs, config.max_num_batched_tokens)
+    logits = runner.forward(ShapeProbe(), rows, rows, rows[:num_wanted])
+    del logits
+    peak = torch.cuda.max_memory_allocated(runner.device)
+    torch.cuda.empty_cache()
+    # Logits once more in float32, and a tenth for what the kernels hold.
+    vocab_size = int(runner.model.get_output_embeddings().weight.shape[0])
+    logits_bytes = 4 * num_wanted * vocab_size
+    return int(1.1 * (peak - before)) + logits_bytes
