@@ -27,5 +27,3 @@ export const byId = (id) => document.getElementById(id);
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
-
-export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
