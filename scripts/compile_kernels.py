@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -19,16 +20,37 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from lightthinker.attention.rows_metadata import TILE_ROWS
 from lightthinker.attention.triton import rows_attention, sample, store_kv, tiled_attention
 from lightthinker.attention.triton.launch import rows_config, tile_config
 from lightthinker.kvcache import triton_compact
 
 TARGET = GPUTarget("cuda", 90, 32)
-SHAPES = {"Qwen2.5-1.5B": (12, 2, 128), "Qwen2.5-7B": (28, 4, 128), "Llama-8B": (32, 8, 128)}
-"""Query heads, KV heads, head size."""
+
+
+class Shape(NamedTuple):
+    """What the attention kernels are compiled for."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    page_size: int = 16
+    window: int = 0
+    softcap: bool = False
+    dtype: str = "bf16"
+
+
+SHAPES = {
+    "Qwen2.5-1.5B": Shape(12, 2, 128),
+    "Qwen2.5-7B": Shape(28, 4, 128),
+    "Qwen2.5-7B pages of 1": Shape(28, 4, 128, page_size=1),
+    "Llama-8B": Shape(32, 8, 128),
+    "Gemma2-9B": Shape(16, 8, 256, window=4096, softcap=True),
+    "Gemma2-9B fp32": Shape(16, 8, 256, window=4096, softcap=True, dtype="fp32"),
+}
+FLOATS = ("query", "key", "value", "key_pool", "value_pool", "out")
 
 POINTERS = {
-    **dict.fromkeys(("query", "key", "value", "key_pool", "value_pool", "out"), "*bf16"),
     **dict.fromkeys(("rows", "tiles", "page_table", "cut", "piece_id"), "*i32"),
     **dict.fromkeys(("token_index_pool", "tensors", "moves", "group_start", "tokens"), "*i64"),
     **dict.fromkeys(("partial_out", "partial_log2_sum", "logits", "piece_best"), "*fp32"),
@@ -70,42 +92,50 @@ def report(name: str, compiled: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    results = []
-    for model, (heads, kv_heads, dim) in SHAPES.items():
-        dims = dict.fromkeys(("KEY_DIM", "BLOCK_DK", "VALUE_DIM", "BLOCK_DV"), dim)
-        attention = {
-            **dims,
-            "GROUP": heads // kv_heads,
-            "PAGE_SIZE": 16,
-            "WINDOW": 0,
-            "HAS_SOFTCAP": False,
+def attention_kernels(model: str, shape: Shape) -> Iterator[dict[str, Any]]:
+    POINTERS.update(dict.fromkeys(FLOATS, f"*{shape.dtype}"))
+    itemsize, dim = (4 if shape.dtype == "fp32" else 2), shape.dim
+    dims = dict.fromkeys(("KEY_DIM", "BLOCK_DK", "VALUE_DIM", "BLOCK_DV"), dim)
+    attention = {
+        **dims,
+        "GROUP": shape.heads // shape.kv_heads,
+        "PAGE_SIZE": shape.page_size,
+        "WINDOW": shape.window,
+        "HAS_SOFTCAP": shape.softcap,
+    }
+    config = rows_config(dim, itemsize)
+    for splits in (1, 8):
+        constants = {
+            **attention,
+            "NUM_KV_HEADS": shape.kv_heads,
+            "BLOCK_G": 16,
+            "BLOCK_N": config.block_n,
+            "NUM_SPLITS": splits,
         }
-        config = rows_config(dim, 2)
-        for splits in (1, 8):
-            constants = {
-                **attention,
-                "NUM_KV_HEADS": kv_heads,
-                "BLOCK_G": 16,
-                "BLOCK_N": config.block_n,
-                "NUM_SPLITS": splits,
-            }
-            compiled = compile_kernel(
-                rows_attention._rows_kernel, constants, config.num_warps, config.num_stages
-            )
-            results.append(report(f"rows {model} splits={splits}", compiled))
-        combine = {"NUM_HEADS": heads, "VALUE_DIM": dim, "BLOCK_DV": dim, "NUM_SPLITS": 8}
-        compiled = compile_kernel(rows_attention._combine_kernel, combine, 2, 3)
-        results.append(report(f"combine {model}", compiled))
-        config = tile_config(dim, 2)
-        tiled = {**attention, "NUM_HEADS": heads, "BLOCK_M": 64, "BLOCK_N": config.block_n}
         compiled = compile_kernel(
-            tiled_attention._tile_kernel, tiled, config.num_warps, config.num_stages
+            rows_attention._rows_kernel, constants, config.num_warps, config.num_stages
         )
-        results.append(report(f"tiles {model}", compiled))
-        store = {**dims, "NUM_HEADS": kv_heads, "BLOCK_H": kv_heads}
-        compiled = compile_kernel(store_kv._store_kv_kernel, store, 4, 3)
-        results.append(report(f"store_kv {model}", compiled))
+        yield report(f"rows {model} splits={splits}", compiled)
+    combine = {"NUM_HEADS": shape.heads, "VALUE_DIM": dim, "BLOCK_DV": dim, "NUM_SPLITS": 8}
+    compiled = compile_kernel(rows_attention._combine_kernel, combine, 2, 3)
+    yield report(f"combine {model}", compiled)
+    config = tile_config(dim, itemsize)
+    tiled = {
+        **attention,
+        "NUM_HEADS": shape.heads,
+        "BLOCK_M": TILE_ROWS,
+        "BLOCK_N": config.block_n,
+    }
+    compiled = compile_kernel(
+        tiled_attention._tile_kernel, tiled, config.num_warps, config.num_stages
+    )
+    yield report(f"tiles {model}", compiled)
+    store = {**dims, "NUM_HEADS": shape.kv_heads, "BLOCK_H": shape.kv_heads}
+    compiled = compile_kernel(store_kv._store_kv_kernel, store, 4, 3)
+    yield report(f"store_kv {model}", compiled)
+
+
+def other_kernels() -> Iterator[dict[str, Any]]:
     for word, aligned in ((16, 8), (32, 4), (16, 1)):
         POINTERS["words"] = f"*i{word}"
         constants = {
@@ -114,7 +144,7 @@ def main() -> None:
             "BLOCK_W": triton_compact.BLOCK_WORDS,
         }
         compiled = compile_kernel(triton_compact._compact_kernel, constants, 4, 1)
-        results.append(report(f"compact {word}-bit words, {aligned} aligned", compiled))
+        yield report(f"compact {word}-bit words, {aligned} aligned", compiled)
     POINTERS["words"] = "*i32"
     vocabulary = {"VOCAB": 152_064}
     pieces = {**vocabulary, "NUM_PIECES": 38}
@@ -126,7 +156,12 @@ def main() -> None:
         ("pick", sample._pick_kernel, {**pieces, "BLOCK": 64}, 1),
     ):
         compiled = compile_kernel(kernel, constants, warps, 3)
-        results.append(report(f"sample: {name}", compiled))
+        yield report(f"sample: {name}", compiled)
+
+
+def main() -> None:
+    results = [r for model, shape in SHAPES.items() for r in attention_kernels(model, shape)]
+    results += other_kernels()
     columns = list(results[0])
     print(f"{columns[0]:38s}" + "".join(f"{c:>15s}" for c in columns[1:]))
     for row in results:

@@ -91,8 +91,8 @@ def test_unknown_setting_suggests_the_nearest():
 def test_gist_count_not_matching_the_checkpoint():
     with pytest.raises(ConfigError, match="gist_ids has 2 ids"):
         CompressionConfig(num_gists=3, gist_ids=(1, 2))
-    with pytest.raises(ConfigError, match="gist_tokens has 1"):
-        CompressionConfig(num_gists=2, gist_tokens=("a",))
+    with pytest.raises(ConfigError, match="gist_tokens has 2"):
+        CompressionConfig(num_gists=3, gist_tokens=("a", "b"))
 
 
 def test_checkpoint_without_our_settings(tmp_path):

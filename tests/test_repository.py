@@ -21,7 +21,11 @@ def test_readme_tables_say_what_the_results_files_say():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "results").glob("*.json")), ids=lambda f: f.stem)
+SERVE_ROBUSTNESS = ROOT / "results" / "serve_robustness.json"
+EVALUATIONS = sorted(set((ROOT / "results").glob("*.json")) - {SERVE_ROBUSTNESS})
+
+
+@pytest.mark.parametrize("file", EVALUATIONS, ids=lambda f: f.stem)
 def test_results_name_device_versions_command_and_seed(file):
     results = json.loads(file.read_text())
     for key in ("device", "versions", "command", "seed"):
@@ -38,6 +42,26 @@ def test_results_name_device_versions_command_and_seed(file):
         low, high = values["accuracy_ci95"]
         assert low <= values["accuracy"] <= high
     assert EvalResults.from_dict(results).to_dict()["methods"].keys() == results["methods"].keys()
+
+
+def test_serve_robustness_says_what_was_run_and_that_nothing_broke():
+    result = json.loads(SERVE_ROBUSTNESS.read_text())
+    counts = (
+        "requests", "aborted", "failed", "mismatched", "pages_held_after", "fuzz_cases", "fuzz_5xx",
+        "soak_requests", "seed",
+    )  # fmt: skip
+    assert all(isinstance(result[key], int) for key in counts)
+    assert all(isinstance(result[k], float) for k in ("rss_growth_mb", "overhead_percent"))
+    assert result["soak_minutes"] > 0
+    assert result["requests"] >= 200
+    assert result["aborted"] >= result["requests"] / 10
+    assert result["failed"] == result["mismatched"] == result["pages_held_after"] == 0
+    assert result["fuzz_cases"] >= 5000
+    assert result["fuzz_5xx"] == 0
+    assert sum(result["fuzz_statuses"].values()) == result["fuzz_cases"]
+    assert result["device"]
+    assert result["versions"]
+    assert "serve_robustness.py" in result["command"]
 
 
 def test_no_module_runs_remote_code_or_reads_pickles():

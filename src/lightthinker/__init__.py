@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _LAZY = {
+    "AsyncLLM": "lightthinker.engine.async_llm",
     "LLM": "lightthinker.engine.llm",
     "LLMEngine": "lightthinker.engine.engine",
     "SamplingParams": "lightthinker.engine.sampling_params",
@@ -23,6 +24,7 @@ _LAZY = {
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "CompletionOutput",
     "CompressionConfig",
     "LLMEngine",
@@ -34,6 +36,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from lightthinker.compression import CompressionConfig
+    from lightthinker.engine.async_llm import AsyncLLM
     from lightthinker.engine.engine import LLMEngine
     from lightthinker.engine.llm import LLM
     from lightthinker.engine.outputs import CompletionOutput, RequestOutput

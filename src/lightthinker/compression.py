@@ -27,8 +27,10 @@ class CompressionConfig(LayoutRules):
     Attributes:
         trigger_token: Token that ends a thought (the paper's <w>); sampled, a training target.
         gist_tokens: The C gist tokens; the same ids for every thought. Empty: named `<|gist_1|>`
-            and so on.
+            and so on. One name: all C gists share that token.
         continue_token: Token at which the next thought's first token is read (the paper's [o]).
+        recover_token: Token after which training has a thought written again from its gists;
+            training only, and only with `data.recover_share`.
         separator: What the visible text shows between two thoughts, in place of `thought_suffix`
             and trigger.
         thought_suffix: Text put before the trigger, in place of a thought's trailing white space.
@@ -39,11 +41,13 @@ class CompressionConfig(LayoutRules):
         trigger_id: Token id, set when the tokens are added to a tokenizer.
         gist_ids: Token ids, likewise.
         continue_id: Token id, likewise.
+        recover_id: Token id, likewise.
     """
 
     trigger_token: str = "<|trigger|>"
     gist_tokens: tuple[str, ...] = ()
     continue_token: str = "<|continue|>"
+    recover_token: str | None = None
     separator: str = "\n\n"
     thought_suffix: str = "\n"
     reasoning_begin: str = "<think>\n"
@@ -52,6 +56,7 @@ class CompressionConfig(LayoutRules):
     trigger_id: int | None = None
     gist_ids: tuple[int, ...] = ()
     continue_id: int | None = None
+    recover_id: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +64,8 @@ class CompressionConfig(LayoutRules):
         tokens: tuple[str, ...] = tuple(self.gist_tokens) or tuple(
             f"<|gist_{i + 1}|>" for i in range(self.num_gists)
         )
+        if len(tokens) == 1:
+            tokens *= self.num_gists
         object.__setattr__(self, "gist_tokens", tokens)
         if len(tokens) != self.num_gists:
             raise ConfigError(
@@ -79,7 +86,8 @@ class CompressionConfig(LayoutRules):
             return ()
         trigger = (self.trigger_token,) if self.has_trigger else ()
         ending = (self.continue_token,) if self.has_continue else ()
-        return (*trigger, *self.gist_tokens, *ending)
+        recover = (self.recover_token,) if self.recover_token else ()
+        return (*trigger, *dict.fromkeys(self.gist_tokens), *ending, *recover)
 
     @property
     def is_resolved(self) -> bool:
@@ -88,6 +96,7 @@ class CompressionConfig(LayoutRules):
             bool(self.gist_ids)
             and (not self.has_trigger or self.trigger_id is not None)
             and (not self.has_continue or self.continue_id is not None)
+            and (self.recover_token is None or self.recover_id is not None)
         )
 
     @property
@@ -101,7 +110,8 @@ class CompressionConfig(LayoutRules):
         if self.method == "full":
             return ()
         banned = () if self.method == "anllm" else self.gist_ids
-        return banned if self.continue_id is None else (*banned, self.continue_id)
+        inserted = (self.continue_id, self.recover_id)
+        return (*banned, *(token for token in inserted if token is not None))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict that `from_dict` reads back."""

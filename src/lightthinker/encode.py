@@ -10,6 +10,7 @@ nothing of packing or batches.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +38,19 @@ class Example:
         return len(self.input_ids)
 
 
-def render_prompt(tokenizer: Any, messages: Sequence[Message], reasoning_begin: str) -> str:
+def render_prompt(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    reasoning_begin: str,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """Render messages with the tokenizer's chat template, up to where reasoning begins.
+
+    Args:
+        tokenizer: Its chat template renders.
+        messages: The conversation.
+        reasoning_begin: Text put after the generation prompt, unless the template ends with it.
+        template_kwargs: Further variables for the template.
 
     Raises:
         CheckpointError: The tokenizer has no chat template.
@@ -49,7 +61,7 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], reasoning_begin: 
             "prompts instead of messages."
         )
     text: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True
+        list(messages), tokenize=False, add_generation_prompt=True, **(template_kwargs or {})
     )
     return text if reasoning_begin and text.endswith(reasoning_begin) else text + reasoning_begin
 
@@ -79,48 +91,65 @@ class Encoder:
         self,
         messages: Sequence[Message],
         thoughts: Sequence[str],
-        answer: str,
+        answer: str | None,
         *,
         compress: bool = True,
+        answer_pieces: Sequence[str] = (),
+        retain_thoughts: int | None = None,
+        recover: bool = False,
     ) -> Example:
         """Encode one trace.
 
         Args:
             messages: The conversation before the reasoning: roles system, user, assistant.
             thoughts: Consecutive pieces of the reasoning text.
-            answer: The final answer's text.
+            answer: The final answer's text. None for a trace that is cut off after its last
+                thought: neither the end of reasoning nor eos is written.
             compress: False writes the same visible tokens, triggers included, without gists: full
                 chain-of-thought in the token stream of a model that can do both.
+            answer_pieces: With `compress_answer`, the answer in the pieces that end as thoughts;
+                by default it is one.
+            retain_thoughts: Use this in place of the settings' (mixed retention training).
+            recover: After each thought's gists, write the thought again from them alone, as a
+                target (training only; the settings need a `recover_token`).
 
         Raises:
             DataError: The trace has no thoughts.
         """
         if not any(t.strip() for t in thoughts):
             raise DataError("the trace has no thoughts")
-        writer = _Writer(self.config, compress and self.config.method != "full")
         config, end = self.config, self.config.reasoning_end
+        if retain_thoughts is not None:
+            config = dataclasses.replace(config, retain_thoughts=retain_thoughts)
+        writer = _Writer(config, compress and config.method != "full", recover=recover)
         prompt = self.prompt_text(messages)
         if config.method in ("full", "token"):
             # The engine knows that reasoning is over once the marker is complete: until then the
             # token-level method cuts segments, here as there.
-            marker = end.rstrip() if config.method == "token" else ""
+            marker = end.rstrip() if config.method == "token" and answer is not None else ""
             body = "".join(thoughts).rstrip() + config.thought_suffix + marker
-            text_ids = self._ids([prompt, body, end[len(marker) :] + answer])
+            tails = [] if answer is None else [end[len(marker) :] + answer]
+            text_ids = self._ids([prompt, body, *tails])
             writer.prompt(text_ids[0])
             writer.stream(text_ids[1], Role.THOUGHT)
-            writer.stream(text_ids[2], Role.THOUGHT if config.compress_answer else Role.ANSWER)
+            for ids in text_ids[2:]:
+                writer.stream(ids, Role.THOUGHT if config.compress_answer else Role.ANSWER)
         else:
             pieces = [t.rstrip() + config.thought_suffix for t in thoughts if t.strip()]
-            tail = end + answer
-            if config.compress_answer:
-                pieces, tail = [*pieces, tail.rstrip() + config.thought_suffix], ""
+            tail = "" if answer is None else end + answer
+            if config.compress_answer and answer is not None:
+                first, *others = answer_pieces or [answer]
+                tails = [end + first, *others]
+                pieces += [text.rstrip() + config.thought_suffix for text in tails if text.strip()]
+                tail = ""
             text_ids = self._ids([prompt, *pieces, *([tail] if tail else [])])
             writer.prompt(text_ids[0])
             for piece in text_ids[1 : 1 + len(pieces)]:
                 writer.thought(piece)
             for ids in text_ids[1 + len(pieces) :]:
                 writer.stream(ids, Role.ANSWER)
-        writer.stream([self.tokenizer.eos_token_id], Role.ANSWER)
+        if answer is not None:
+            writer.stream([self.tokenizer.eos_token_id], Role.ANSWER)
         return writer.example()
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
@@ -131,9 +160,10 @@ class Encoder:
 class _Writer:
     """Token ids beside the layout that `LayoutBuilder` writes for them."""
 
-    def __init__(self, config: CompressionConfig, compress: bool):
+    def __init__(self, config: CompressionConfig, compress: bool, *, recover: bool):
         self.config = config
         self.compress = compress
+        self.recover = recover and compress
         self.builder = LayoutBuilder(config)
         self.ids: list[int] = []
 
@@ -176,8 +206,14 @@ class _Writer:
                 self._gists()
 
     def _gists(self) -> None:
-        num_gists, has_continue = self.builder.compress()
+        again: list[int] = []
+        if self.recover:
+            assert self.config.recover_id is not None
+            written = self.ids[self.builder.thought_start :]
+            again = [self.config.recover_id, *(t for t in written if t != self.config.trigger_id)]
+        num_gists, has_continue = self.builder.compress(num_recover=len(again))
         self.ids += self.config.gist_ids[:num_gists]
+        self.ids += again
         if has_continue:
             assert self.config.continue_id is not None
             self.ids.append(self.config.continue_id)
@@ -190,4 +226,5 @@ class _Writer:
         if self.config.method == "anllm":
             is_target |= layout.role == Role.GIST
             is_target[: layout.output_start] = False
+        is_target |= (layout.role == Role.RECOVER) & (ids != self.config.recover_id)
         return Example(ids, np.where(is_target, ids, IGNORE_INDEX).astype(np.int32), layout)

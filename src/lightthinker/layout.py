@@ -41,7 +41,8 @@ IntArray = NDArray[np.int32]
 class Role(IntEnum):
     """What a token is for.
 
-    `THOUGHT`, `TRIGGER` and `ANSWER` tokens are sampled (and AnLLM's gist).
+    `THOUGHT`, `TRIGGER` and `ANSWER` tokens are sampled (and AnLLM's gist). `RECOVER` tokens exist
+    in training only: a copy of a thought, to be written from its gists alone.
     """
 
     PROMPT = 0
@@ -51,6 +52,7 @@ class Role(IntEnum):
     CONTINUE = 4
     ANSWER = 5
     PADDING = 6
+    RECOVER = 7
 
 
 OUTPUT_ROLES = (Role.THOUGHT, Role.TRIGGER, Role.ANSWER)
@@ -253,6 +255,27 @@ class TokenLayout:
     def dep_full(self) -> int:
         """Return the dependency with gist and continue tokens of the output charged as well."""
         return self._dependency(np.arange(len(self)) >= self.output_start)
+
+    def attended_pairs(self) -> int:
+        """Return how many (query, key) pairs attention computes, by `expires` alone.
+
+        Variants (`first`, `last`, `skip`) see a little less; this counts in O(n log n).
+        """
+        gone = np.searchsorted(np.sort(self.expires), np.arange(len(self)), side="right")
+        return int((np.arange(1, len(self) + 1) - gone).sum())
+
+    def without_recovery(self) -> TokenLayout:
+        """Return the layout of the same document without its `RECOVER` tokens, as it is run."""
+        kept = np.flatnonzero(self.role != Role.RECOVER)
+
+        def moved(index: IntArray) -> IntArray:
+            return np.where(
+                index == NEVER, NEVER, np.searchsorted(kept, index, side="left")
+            ).astype(np.int32)
+
+        role, thought, position = self.role[kept], self.thought[kept], self.position[kept]
+        indices = (self.expires, self.first, self.last, self.skip)
+        return TokenLayout(role, thought, position, *(moved(vector[kept]) for vector in indices))
 
     @property
     def is_output(self) -> NDArray[np.bool_]:

@@ -90,10 +90,15 @@ class LayoutBuilder:
         """Note that a sampled token is the trigger, whose lifetime is its thought's."""
         self.role[index], self.thought[index] = Role.TRIGGER, self.num_thoughts
 
-    def compress(self) -> tuple[int, bool]:
+    def compress(self, *, num_recover: int = 0) -> tuple[int, bool]:
         """End the current thought: write its gists and continue token, and let it expire.
 
         For AnLLM this writes the anchor, which the model has just sampled.
+
+        Args:
+            num_recover: Tokens that reconstruct the thought (training only), written between gists
+                and continue token. They see the gists and each other, nobody else ever sees them,
+                and they take up no positions: all other tokens are as without them.
 
         Returns:
             The number of gists written, and whether a continue token follows them.
@@ -107,6 +112,8 @@ class LayoutBuilder:
             self._expire(*self._retained.pop(0), len(self))
         if rules.blank_gists:
             self._expire(stop, len(self), len(self))
+        if num_recover:
+            self._write_recovery(num_recover, stop)
         if rules.has_continue:
             if not rules.keep_continue and self._last_continue is not None:
                 self._expire(self._last_continue, self._last_continue + 1, len(self))
@@ -177,6 +184,13 @@ class LayoutBuilder:
             self.skip[group] = [begin] * num_gists
         elif rules.bi_directional:
             self.last[group] = [begin + num_gists - 1] * num_gists
+
+    def _write_recovery(self, num_tokens: int, gists_start: int) -> None:
+        begin = len(self)
+        positions = range(self.next_position, self.next_position + num_tokens)
+        self._write(num_tokens, Role.RECOVER, thought=self.num_thoughts, positions=positions)
+        self.first[begin:] = [gists_start] * num_tokens
+        self._expire(begin, len(self), len(self))
 
     def _expire(self, start: int, stop: int, at: int) -> None:
         self.expires[start:stop] = [at] * (stop - start)

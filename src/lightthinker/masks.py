@@ -21,15 +21,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import (
     AttentionMaskInterface,
     add_offsets_to_mask_function,
+    causal_mask_function,
     sdpa_mask,
 )
 from transformers.modeling_utils import AttentionInterface
 
+from lightthinker.block_mask import as_block_mask, causal_blocks, strip_blocks
 from lightthinker.layout import TokenLayout, sees
 
 MaskFunction = Callable[..., Any]
@@ -106,27 +108,25 @@ def lt_sdpa_mask(*args: Any, mask_function: MaskFunction, **kwargs: Any) -> torc
 
 
 def lt_flex_mask(*args: Any, mask_function: MaskFunction, **kwargs: Any) -> BlockMask:
-    """BlockMask built from the lifetimes without a dense mask."""
+    """BlockMask built from the lifetimes; the dense mask never exists."""
     batch = _current.get()
+    lengths = kwargs["q_length"], kwargs["kv_length"]
+    has_offset = bool(kwargs.get("q_offset") or kwargs.get("kv_offset"))
     if batch is not None:
-        mask_function = batch.combine(mask_function)
+        combined = batch.combine(mask_function)
+        is_plain = batch.first is None and mask_function is causal_mask_function
+        if is_plain and not has_offset and lengths[0] == lengths[1]:
+            return as_block_mask(*causal_blocks(batch.expires), combined, lengths)
+        mask_function = combined
     elif (padding := kwargs.get("attention_mask")) is not None:
         inner = mask_function
         mask_function = lambda b, h, q, k: inner(b, h, q, k) & padding[b, k]  # noqa: E731
-    if kwargs.get("q_offset") or kwargs.get("kv_offset"):
+    if has_offset:
         mask_function = add_offsets_to_mask_function(
             mask_function, kwargs.get("q_offset", 0), kwargs.get("kv_offset", 0)
         )
-    device = torch.device(kwargs["device"])
-    return create_block_mask(
-        mask_function,
-        kwargs["batch_size"],
-        None,
-        kwargs["q_length"],
-        kwargs["kv_length"],
-        device=device,
-        _compile=device.type == "cuda",
-    )
+    blocks = strip_blocks(mask_function, kwargs["batch_size"], *lengths, kwargs["device"])
+    return as_block_mask(*blocks, mask_function, lengths)
 
 
 def masked_attention(

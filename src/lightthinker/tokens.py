@@ -17,6 +17,7 @@ from lightthinker.errors import CheckpointError
 
 TRIGGER_DESCRIPTION = "\n\n"
 CONTINUE_DESCRIPTION = "continue to output according to previous content"
+RECOVER_DESCRIPTION = "write the compressed thought again"
 
 
 def gist_description(index: int) -> str:
@@ -45,6 +46,7 @@ def resolve_tokens(tokenizer: Any, config: CompressionConfig) -> CompressionConf
         trigger_id=vocabulary[config.trigger_token] if config.has_trigger else None,
         gist_ids=tuple(vocabulary[token] for token in config.gist_tokens),
         continue_id=vocabulary[config.continue_token] if config.has_continue else None,
+        recover_id=vocabulary[config.recover_token] if config.recover_token else None,
     )
 
 
@@ -76,7 +78,10 @@ def add_tokens(model: Any, tokenizer: Any, config: CompressionConfig) -> Compres
 
 
 def _descriptions(config: CompressionConfig) -> dict[str, str]:
-    gists = {token: gist_description(i) for i, token in enumerate(config.gist_tokens)}
+    tokens = dict.fromkeys(config.gist_tokens)
+    gists = {token: gist_description(i) for i, token in enumerate(tokens)}
+    if config.recover_token:
+        gists[config.recover_token] = RECOVER_DESCRIPTION
     return {
         config.trigger_token: TRIGGER_DESCRIPTION,
         config.continue_token: CONTINUE_DESCRIPTION,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -38,23 +38,36 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
     "arguments", [["--help"], ["--version"], *([command, "--help"] for command in cli.COMMANDS)]
 )
 def test_help_is_instant_and_imports_nothing_heavy(arguments: list[str]) -> None:
-    fastest = float("inf")
+    least = float("inf")
     for _ in range(5):
-        begin = time.perf_counter()
+        before = os.times()
         done = run(*arguments)
-        fastest = min(fastest, time.perf_counter() - begin)
-        if fastest < 0.5:
+        after = os.times()
+        # Processor time: the wall clock measures whatever else the machine is doing.
+        used = after.children_user + after.children_system
+        least = min(least, used - before.children_user - before.children_system)
+        if least < 0.5:
             break
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("HEAVY []\n")
-    assert fastest < 0.5
+    assert least < 0.5
 
 
 def test_help_lists_every_command() -> None:
     text = run("--help").stdout
 
-    for command in ("demo", "prepare", "train", "generate", "eval", "mask", "convert", "report"):
+    for command in (
+        "demo",
+        "prepare",
+        "train",
+        "generate",
+        "eval",
+        "mask",
+        "convert",
+        "report",
+        "serve",
+    ):
         assert f" {command} " in text
 
 

@@ -103,6 +103,7 @@ def test_rows_as_the_hub_has_them(tmp_path: Path, name: str) -> None:
     assert right.flexible
     assert problem.grade(f"The answer is {problem.reference}.")
     assert not problem.grade("\\boxed{Z} 12345")
+    assert not problem.grade(f"\\boxed{{{problem.reference}}}\n</think>\nI do not know.")
     assert not problem.grade("")
     assert problem.family == name.partition("/")[0]
 
@@ -129,6 +130,17 @@ def test_every_benchmark_and_style_has_a_snapshot() -> None:
     files = {path.name for path in SNAPSHOTS.glob("*.txt")}
     assert files == {f"{n.replace('/', '.')}.{style}.txt" for n in HUB_ROWS for style in STYLES}
     assert set(BENCHMARKS) < set(benchmark_names())
+
+
+def test_the_documented_table_is_what_the_code_has() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(" `"): line for line in text.splitlines() if "|" in line}
+    for benchmark in BENCHMARKS.values():
+        row, hub = rows[benchmark.name], benchmark.hub
+        assert f"`{hub.name}`" in row
+        assert (hub.revision[:12] if hub.revision else "not pinned") in row
+        assert f"`{benchmark.name}@{benchmark.version}`" in row
+        assert benchmark.licence.partition(" (MAA")[0] in row
 
 
 def test_a_prompt_version_can_be_asked_for(tmp_path: Path) -> None:

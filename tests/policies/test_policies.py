@@ -47,6 +47,13 @@ CASES = (
     "r_kv:ratio=0.5,window=2,buffer=2,mix_lambda=0.1",
     "random:budget=36,recent=3,buffer=4",
     "random:ratio=0.3,recent=2",
+    "random:budget=12,recent=2,keep_prompt=false",
+    "streaming_llm:budget=30,keep_prompt=true",
+    "sepllm:budget=34,keep_prompt=true",
+    "h2o:budget=32,keep_prompt=true",
+    "tova:budget=32,keep_prompt=true",
+    "snapkv:budget=33,window=3,buffer=4,keep_prompt=true",
+    "r_kv:budget=33,window=3,buffer=4,kernel=3,keep_prompt=true",
 )
 TOKENIZER = byte_tokenizer()
 DOT = TOKENIZER(".", add_special_tokens=False)["input_ids"][0]
@@ -157,9 +164,10 @@ JOBS.append((None, ids(60, 20), ids(61, 30)))
     [
         {"max_num_batched_tokens": 512},
         {"max_num_batched_tokens": 9, "page_size": 3},
+        {"async_scheduling": True},
         {"num_kv_tokens": 160, "max_num_seqs": 7},
     ],
-    ids=["together", "prompts in chunks", "swapped out and in"],
+    ids=["together", "prompts in chunks", "asynchronously", "swapped out and in"],
 )
 def test_neither_batch_nor_chunks_nor_swapping_change_anything(config):
     swapped = []
@@ -194,9 +202,10 @@ def policies(draw):
         "random": {"recent": window, "seed": buffer},
         "tova": {},
     }[name]
-    settings = {"buffer": buffer, **own}
-    budget = draw(st.one_of(st.none(), st.integers(12, 30)))
-    if budget is None or name == "random":
+    keep_prompt = str(draw(st.booleans())).lower()
+    settings = {"buffer": buffer, "keep_prompt": keep_prompt, **own}
+    budget = draw(st.one_of(st.none(), st.integers(12, 45)))
+    if budget is None or (keep_prompt == "true" and budget < 40):
         return f"{name}:ratio={draw(st.sampled_from([0.2, 0.5, 0.8]))}," + joined(settings)
     return f"{name}:budget={budget}," + joined(settings)
 
@@ -279,12 +288,14 @@ def test_policy_and_compression_exclude_each_other():
     assert stats["c"].num_gist_tokens > 0
 
 
-def test_a_budget_below_the_prompt_that_must_stay_is_refused():
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_budget_below_a_prompt_that_must_stay_is_refused(name):
     engine = make_engine("qwen2", {})
-    params = SamplingParams(policy=policy_of("random:budget=32,recent=4"))
-    with pytest.raises(RequestError, match="prompt of 30 tokens is kept; it must be at least 36"):
-        engine.add_request("r", ids(1, 30), params)
-    engine.add_request("r", ids(1, 26), params)
+    policy = policy_of(f"{name}:budget=60,buffer=16,keep_prompt=true")
+    room = 60 - policy.smallest_cache
+    with pytest.raises(RequestError, match=f"prompt of {room + 1} tokens is kept; .* least 61"):
+        engine.add_request("r", ids(1, room + 1), SamplingParams(policy=policy))
+    engine.add_request("r", ids(1, room), SamplingParams(policy=policy))
 
 
 def test_scores_kept_before_a_policy_came_do_not_confuse_swapping():
@@ -305,6 +316,21 @@ def test_scores_kept_before_a_policy_came_do_not_confuse_swapping():
         assert_equal(engine, name, reference("qwen2", job))
 
 
+def test_a_prompt_whose_pages_others_hold_is_seen_whole_and_evicted_alone():
+    prompt, output = ids(5, 24), ids(6, 12)
+    engine = make_engine("qwen2", {"plain": output, "h2o": output, "again": output})
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    scored = dataclasses.replace(params, policy=policy_of("h2o:budget=16"))
+    for name, param in (("plain", params), ("h2o", scored), ("again", params)):
+        engine.add_request(name, prompt, param)
+        engine.step()
+    while engine.has_unfinished_requests():
+        engine.step()
+    for name, text in (("plain", "tova:budget=99"), ("h2o", "h2o:budget=16")):
+        assert_equal(engine, name, reference("qwen2", (text, prompt, output)))
+    assert_equal(engine, "again", reference("qwen2", ("tova:budget=99", prompt, output)))
+
+
 def test_steps_without_observed_rows_compute_no_probabilities(monkeypatch):
     calls = []
     compute = observation._attention
@@ -319,6 +345,27 @@ def test_steps_without_observed_rows_compute_no_probabilities(monkeypatch):
     run("qwen2", [("snapkv:budget=20,window=2,buffer=4", ids(1, 8), ids(2, 17))])
     evictions = 2  # when 19 and 23 tokens are written; the last of the 25 is never forwarded
     assert len(calls) == evictions * 2 * LAYERS
+
+
+def test_slots_start_at_zero_also_in_steps_that_a_graph_could_run():
+    class Graphs:
+        steps = 0
+
+        def fits(self, plan, batch):
+            assert not engine.pool.scores[:, batch.slot_mapping].any()
+            self.steps += 1
+            return False
+
+    text = "snapkv:budget=20,window=2,buffer=4"
+    engine = make_engine("qwen2", {"0": ids(2, 17), "1": ids(4, 17)}, num_kv_tokens=48)
+    engine.graphs = Graphs()
+    params = SamplingParams(max_tokens=17, ignore_eos=True, policy=policy_of(text))
+    for name, prompt in (("0", ids(1, 12)), ("1", ids(3, 12))):
+        engine.add_request(name, prompt, params)
+        while engine.has_unfinished_requests():
+            engine.step()
+    assert engine.graphs.steps > 30
+    assert_equal(engine, "1", reference("qwen2", (text, ids(3, 12), ids(4, 17))))
 
 
 def test_the_reference_notices_a_wrong_choice():

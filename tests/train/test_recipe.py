@@ -11,7 +11,7 @@ from lightthinker.errors import ConfigError
 from lightthinker.train.recipe import load_recipe, recipe_from_dict
 from lightthinker.train.run import training_arguments
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
 MINIMAL = {"output_dir": "out", "model": {"path": "m"}, "data": {"sources": [{"path": "d.jsonl"}]}}
 
@@ -31,7 +31,7 @@ def test_every_shipped_recipe_parses_and_survives_the_round_trip(file):
 
 
 def test_there_are_recipes():
-    assert len(RECIPES) >= 4
+    assert len(RECIPES) == 14
 
 
 @pytest.mark.parametrize(

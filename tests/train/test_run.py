@@ -20,56 +20,12 @@ import lightthinker.train.run as run_module
 from lightthinker import LLM, CompressionConfig, SamplingParams
 from lightthinker.cli.app import main
 from lightthinker.errors import CheckpointError, ConfigError, DataError
+from lightthinker.testing.training import tiny_recipe, training_losses
 from lightthinker.train.card import update_card
 from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
-from lightthinker.train.recipe import recipe_from_dict
 from lightthinker.train.run import train
 
-TINY_MODEL = {
-    "tokenizer": "tasks",
-    "config": {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 16,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-    },
-}
-
-
-def recipe(output, **changes):
-    settings = {
-        "output_dir": str(output),
-        "model": TINY_MODEL,
-        "compression": {"num_gists": 2, "thought_suffix": ""},
-        "data": {"row_length": 256, "full_cot_share": 0.5, "tasks": {"difficulty": "tiny"}},
-        "trainer": {
-            "max_steps": 6,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-2,
-            "warmup_steps": 0,
-            "logging_steps": 1,
-            "use_cpu": True,
-            "disable_tqdm": True,
-        },
-        "save": {"dtype": "float32"},
-    }
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        if name:
-            settings[section] = {**settings[section], name: value}
-        else:
-            settings[section] = value
-    return recipe_from_dict(settings)
-
-
-def losses(folder):
-    log = json.loads((folder / "training_log.json").read_text())["log_history"]
-    return [entry["loss"] for entry in log if "loss" in entry]
+recipe, losses = tiny_recipe, training_losses
 
 
 def test_training_lowers_the_loss_and_writes_a_plain_checkpoint(tmp_path):
@@ -94,7 +50,7 @@ def test_a_used_output_folder_is_not_touched(tmp_path):
     (tmp_path / "run" / "precious").write_text("x")
     with pytest.raises(ConfigError, match="not empty"):
         train(recipe(tmp_path / "run"))
-    with pytest.raises(ConfigError, match="no checkpoint to resume"):
+    with pytest.raises(ConfigError, match=r"no whole checkpoint .* to resume"):
         train(recipe(tmp_path / "run"), resume=True)
     assert os.listdir(tmp_path / "run") == ["precious"]
 

@@ -1,10 +1,10 @@
 """Attention made visible: what each cached token received from the rows a cache policy observes.
 
 Fused attention never shows its probabilities, so they are computed once more, in plain PyTorch, for
-the observed rows only, and added up per slot and KV head beside the keys (`PagePool.scores`). Any
-backend can use it: `prepare` with the step's batch, then `observe` in each layer once its keys are
-stored. A step without observed rows costs nothing. Shapes: B sequences, R rows, L live tokens, H KV
-heads, G query heads per KV head, D head size.
+the observed rows only, and added up per slot and KV head beside the keys (`PagePool.scores`). Works
+with any backend, which it stands around for a step (`watching`): once a layer's keys are stored and
+attended to, the observed rows attend again. A step without observed rows costs nothing. Shapes: B
+sequences, R rows, L live tokens, H KV heads, G query heads per KV head, D head size.
 """
 
 from __future__ import annotations
@@ -14,10 +14,39 @@ from dataclasses import dataclass
 import torch
 
 from lightthinker.attention.batch import Grouping, ObservedRows, PagedBatch, SequenceRows
+from lightthinker.attention.paged import AttentionBackend
 from lightthinker.kvcache.pool import PagePool
 
 MAX_ROWS_TOGETHER = 128
 MAX_GATHERED_TOKENS = 65_536
+
+
+class _ObservedBackend:
+    """A backend, and an observer that looks at each layer after it."""
+
+    def __init__(self, backend: AttentionBackend, observer: AttentionObserver):
+        self.backend = backend
+        self.observer = observer
+
+    def prepare(self, batch: PagedBatch) -> None:
+        self.backend.prepare(batch)
+
+    def attend(
+        self,
+        layer: int,
+        query_THD: torch.Tensor,
+        key_THD: torch.Tensor,
+        value_THD: torch.Tensor,
+        *,
+        scaling: float,
+        softcap: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        out_THD = self.backend.attend(
+            layer, query_THD, key_THD, value_THD, scaling=scaling, softcap=softcap, window=window
+        )
+        self.observer.observe(layer, query_THD, scaling=scaling, softcap=softcap)
+        return out_THD
 
 
 @dataclass(frozen=True)
@@ -52,7 +81,12 @@ class AttentionObserver:
         self.pool = pool
         self._blocks: list[_Block] = []
 
-    def prepare(self, batch: PagedBatch) -> None:
+    def watching(self, backend: AttentionBackend, batch: PagedBatch) -> AttentionBackend:
+        """Return the backend to run this step with: the same unless rows are observed."""
+        self._note(batch)
+        return _ObservedBackend(backend, self) if self._blocks else backend
+
+    def _note(self, batch: PagedBatch) -> None:
         """Note which of the step's rows are observed; the slots they write start at zero."""
         if self.pool.scores is not None:
             self.pool.scores[:, batch.slot_mapping] = 0

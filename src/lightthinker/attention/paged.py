@@ -147,7 +147,7 @@ def lt_paged(
         value_THD,
         module.layer_idx,
         float(scaling if scaling is not None else query.shape[-1] ** -0.5),
-        softcap,
+        None if softcap is None else float(softcap),
         window,
     )
     return out_THD[None], None

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 import torch
 
 from lightthinker.attention.batch import PagedBatch, SequenceRows
-from lightthinker.attention.observation import AttentionObserver
 from lightthinker.kvcache.pool import PagePool
 from lightthinker.masks import masked_attention
 
@@ -49,7 +48,6 @@ class TorchBackend:
 
     def __init__(self, pool: PagePool):
         self.pool = pool
-        self.observer = AttentionObserver(pool)
         self._groups: list[_Group] = []
         self._batch: PagedBatch | None = None
         self._workspace: dict[str, torch.Tensor] = {}
@@ -58,7 +56,6 @@ class TorchBackend:
         """Note the step's rows; called once before the model's forward."""
         self._batch = batch
         self.pool.token_index[batch.slot_mapping] = batch.token_index
-        self.observer.prepare(batch)
         starts, start = [], 0
         for sequence in batch.sequences:
             starts.append(start)
@@ -89,7 +86,6 @@ class TorchBackend:
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         keys.index_copy_(0, self._batch.slot_mapping, key_THD)
         values.index_copy_(0, self._batch.slot_mapping, value_THD)
-        self.observer.observe(layer, query_THD, scaling=scaling, softcap=softcap)
         out_THD = query_THD.new_empty(*query_THD.shape[:2], value_THD.shape[2])
         for group in self._groups:
             q = query_THD[group.query_rows_BR].transpose(1, 2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 
 from lightthinker.attention.batch import PagedBatch
-from lightthinker.attention.observation import AttentionObserver
 from lightthinker.attention.rows_metadata import RowsCapacity, RowsMetadata
 from lightthinker.attention.triton.rows_attention import rows_attention
 from lightthinker.attention.triton.store_kv import store_kv
@@ -31,7 +30,6 @@ class TritonBackend:
 
     def __init__(self, pool: PagePool, capacity: RowsCapacity | None = None):
         self.pool = pool
-        self.observer = AttentionObserver(pool)
         self.metadata = self.new_metadata(
             capacity or RowsCapacity(max_rows=256, max_sequences=16, max_pages=64)
         )
@@ -48,7 +46,6 @@ class TritonBackend:
         if not self.metadata.capacity.holds(needed):
             self.metadata = self.new_metadata(self.metadata.capacity.grown(needed))
         self.metadata.fill(batch)
-        self.observer.prepare(batch)
 
     def attend(
         self,
@@ -64,7 +61,6 @@ class TritonBackend:
         """Store this layer's keys and values, then attend; returns [T, H, D_value]."""
         keys, values, index = self.pool.keys[layer], self.pool.values[layer], self.pool.token_index
         store_kv(key_THD, value_THD, keys, values, index, self.metadata)
-        self.observer.observe(layer, query_THD, scaling=scaling, softcap=softcap)
         out_THD = query_THD.new_empty(*query_THD.shape[:2], value_THD.shape[2])
         for attention in (rows_attention, tiled_attention):
             attention(

@@ -31,7 +31,11 @@ app = App(
 
 COMMANDS = {
     "demo": ("demo:demo", "Watch the bundled model compress its reasoning, then measure it."),
+    "chat": ("chat:chat", "Talk with a model or a server; thoughts fold as they finish."),
     "generate": ("generate:generate", "Answer a question; thoughts fold away as they finish."),
+    "serve": ("serve:serve", "Serve a model to OpenAI clients, with a page to watch it think."),
+    "batch": ("batch:batch", "Answer every row of a file, exactly once; on Ray if you like."),
+    "bench": ("bench:bench", "Measure servers under load."),
     "eval": ("evaluate:evaluate", "Measure accuracy and cost, with and without compression."),
     "report": ("report:report", "Write the HTML report of an evaluation."),
     "prepare": ("training:prepare", "Encode and pack a recipe's traces, and say what was read."),

@@ -40,21 +40,45 @@ def train(
     set_: Overrides = (),
     resume: bool = False,
     overwrite: bool = False,
+    num_gpus: int | None = None,
+    smoke: bool = False,
+    plan: bool = False,
 ) -> None:
     """Train the model that a recipe describes.
 
-    Ctrl-C writes a checkpoint first; --resume goes on from it.
+    Ctrl-C writes a checkpoint first; --resume goes on from it. On a cluster start `torchrun ... -m
+    lightthinker.train RECIPE` instead.
 
     Args:
         recipe: YAML file; see recipes/.
         set_: Override a setting, e.g. `--set trainer.learning_rate=1e-5`; may be repeated.
         resume: Go on from the newest checkpoint of an interrupted run.
         overwrite: Write into an output folder that is not empty.
+        num_gpus: Use so many GPUs of this host, in one process each.
+        smoke: Three steps of the recipe at its smallest, on the CPU, into OUTPUT_DIR_smoke.
+        plan: Only print what would be trained, and estimates of memory and time.
     """
     from lightthinker.train.recipe import load_recipe
-    from lightthinker.train.run import train
 
-    folder = train(load_recipe(recipe, list(set_)), resume=resume, overwrite=overwrite)
+    loaded = load_recipe(recipe, list(set_))
+    if plan:
+        from lightthinker.train.plan import make_plan, print_plan
+
+        print_plan(loaded, make_plan(loaded, num_gpus=num_gpus or 1))
+        return
+    if num_gpus is not None:
+        from lightthinker.train.distributed import launch
+
+        flags = {"--resume": resume, "--overwrite": overwrite, "--smoke": smoke}
+        chosen = [flag for flag, is_on in flags.items() if is_on]
+        on_cpu = smoke or bool(loaded.trainer.get("use_cpu"))
+        launch(num_gpus, [str(recipe), *set_, *chosen], on_cpu=on_cpu)
+        return
+    from lightthinker.train.run import train
+    from lightthinker.train.smoke import smoke_recipe
+
+    loaded = smoke_recipe(loaded) if smoke else loaded
+    folder = train(loaded, resume=resume, overwrite=overwrite or smoke)
     print(f"Checkpoint: {folder}")
 
 

@@ -64,6 +64,7 @@ class Trace:
         system: System prompt.
         history: Turns before the question, without their reasoning.
         thoughts: The reasoning in pieces, if the source comes segmented; they join to `reasoning`.
+        answer_pieces: The answer in pieces, likewise; they join to `answer`.
         reference: The gold answer, for grading.
         source: Where it came from, as `file:line`.
 
@@ -78,6 +79,7 @@ class Trace:
     system: str | None = None
     history: tuple[Message, ...] = ()
     thoughts: tuple[str, ...] | None = None
+    answer_pieces: tuple[str, ...] | None = None
     reference: str | None = None
     source: str = ""
 
@@ -90,11 +92,12 @@ class Trace:
                 check_unicode(name, getattr(self, name))
         for message in self.history:
             check_unicode("history", message.content)
-        if self.thoughts is not None and "".join(self.thoughts) != self.reasoning:
-            raise TraceError(
-                DropReason.THOUGHTS_MISMATCH,
-                f"{len(self.thoughts)} thoughts join to another text than the reasoning.",
-            )
+        for pieces, whole, name in (
+            (self.thoughts, self.reasoning, "thoughts join to another text than the reasoning"),
+            (self.answer_pieces, self.answer, "pieces join to another text than the answer"),
+        ):
+            if pieces is not None and "".join(pieces) != whole:
+                raise TraceError(DropReason.THOUGHTS_MISMATCH, f"{len(pieces)} {name}.")
 
     @property
     def messages(self) -> list[dict[str, str]]:

@@ -23,14 +23,15 @@ def parse_upstream(row: Row, source: str) -> Trace:
     """Read a trace from upstream's training format.
 
     The pieces of `thoughts_list` are found again in `gt_output`; where a piece begins, a thought
-    begins. Without tags in `gt_output` the last piece is the answer.
+    begins, in the reasoning as in the answer. Without tags in `gt_output` the last piece is the
+    answer.
 
     Args:
         row: The row.
         source: The trace's `file:line`.
 
     Returns:
-        The trace; `thoughts` is None if `thoughts_list` is empty.
+        The trace; `thoughts` and `answer_pieces` are None if `thoughts_list` is empty.
 
     Raises:
         TraceError: A field is missing or no text, the output is marked unfinished, or the pieces
@@ -50,12 +51,14 @@ def parse_upstream(row: Row, source: str) -> Trace:
     else:
         raise TraceError(DropReason.NO_REASONING, "gt_output has neither tags nor pieces.")
     thoughts = _cut(reasoning, reasoning_start(output), begins) if begins and reasoning else None
+    answer_pieces = _cut(answer, output.rindex(answer), begins) if begins and answer else None
     return Trace(
         question=check_unicode("question", row["question"]).strip(),
         reasoning=reasoning,
         answer=answer,
         system=row.get("system_prompt") or None,
         thoughts=thoughts,
+        answer_pieces=answer_pieces,
         source=source,
     )
 

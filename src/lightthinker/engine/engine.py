@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from lightthinker.attention.batch import PagedBatch
+from lightthinker.attention.observation import AttentionObserver
 from lightthinker.attention.selection import make_backend, resolve_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
@@ -24,6 +25,7 @@ from lightthinker.engine.eviction import check_policy, evict
 from lightthinker.engine.intake import Intake, Request
 from lightthinker.engine.memory import num_kv_tokens_that_fit
 from lightthinker.engine.outputs import RequestOutput
+from lightthinker.engine.reporting import EngineStats, engine_stats
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.sampler import Sampler, TokenSampler, token_logprob
 from lightthinker.engine.sampling_params import SamplingParams
@@ -83,6 +85,7 @@ class LLMEngine:
             kernels=backend == "triton",
         )
         self.backend = make_backend(backend, self.pool)
+        self.observer = AttentionObserver(self.pool)
         self.scheduler = Scheduler(
             self.pool,
             max_num_seqs=self.config.max_num_seqs,
@@ -201,6 +204,22 @@ class LLMEngine:
         """Whether a request still waits or runs."""
         return bool(self._requests)
 
+    def num_prompt_tokens(self, request_id: str) -> int:
+        """Return the prompt length of an unfinished request."""
+        return len(self._requests[request_id].prompt_ids)
+
+    def num_sampled_tokens(self, request_id: str) -> int:
+        """Return how many tokens an unfinished request has sampled, over its samples."""
+        return sum(len(s.known_ids) for s in self._requests[request_id].sequences)
+
+    def is_scheduled(self, request_id: str) -> bool:
+        """Whether any token of an unfinished request has been forwarded."""
+        return any(s.num_forwarded for s in self._requests[request_id].sequences)
+
+    def stats(self) -> EngineStats:
+        """Return what the engine holds and has done."""
+        return engine_stats(self.scheduler)
+
     def abort_request(self, request_id: str) -> None:
         """End a request and free what it holds.
 
@@ -270,9 +289,10 @@ class LLMEngine:
         self, plan: StepPlan, batch: PagedBatch, known: Samples | None
     ) -> tuple[Samples, torch.Tensor | None]:
         """Return a step's samples, and its logits if a request wants log-probabilities."""
+        backend = self.observer.watching(self.backend, batch)
         if self.graphs is not None and self.graphs.fits(plan, batch):
             return self.graphs.run(plan, batch, known), None
-        logits = self.runner.run(self.backend, batch, plan, known)
+        logits = self.runner.run(backend, batch, plan, known)
         if not plan.sampling:
             return [], None
         on_host = any(s.params.has_penalties for s in plan.sampling)

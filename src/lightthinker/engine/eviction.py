@@ -140,7 +140,7 @@ def _view(
     slots = pool.index(scheduler.slots(sequence, range(num_live)))
     indices = [] if per_head else list(sequence.live)
     return CacheView(
-        num_prompt_tokens=len(sequence.prompt_ids),
+        prompt_ids=sequence.prompt_ids,
         num_written=sequence.num_forwarded,
         num_live=num_live,
         limit=limit,

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from lightthinker.compression import CompressionConfig
+from lightthinker.engine.budget import thinking_budget
 from lightthinker.engine.detokenizer import Detokenizer
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.reporting import completion
@@ -101,6 +102,7 @@ class Intake:
                 self._end_detector(params, compression),
                 self._trigger_id,
                 seed + index,
+                thinking_budget(params.thinking_token_budget, self.tokenizer, self.compression),
             )
             for index in range(params.n)
         ]

@@ -29,6 +29,8 @@ class ThoughtStats:
 class CompressionStats:
     """What one sample cost; token counts are of KV-cache tokens.
 
+    While the sample runs, `mean_live_tokens`, `dep_paper` and `dep_full` are 0.
+
     Attributes:
         num_prompt_tokens: Prompt length.
         num_sampled_tokens: Tokens sampled (usage counts these).

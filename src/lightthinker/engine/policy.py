@@ -44,12 +44,12 @@ class CacheView:
     """A sequence's cache as a policy sees it when it must choose.
 
     Attributes:
-        num_prompt_tokens: Length of the prompt.
+        prompt_ids: Token ids of the prompt.
         num_written: Tokens written so far, evicted ones included.
         num_live: Tokens in the cache, in the order in which they were written.
         limit: Tokens that may be live once the next one is written.
         token_ids: Ids of the tokens in the cache; only for policies without an observation, whose
-            heads all hold the same tokens.
+            heads all hold the same tokens. The newest may still be in the sampling: unknown, -1.
         indices: Index in the sequence of each of them, likewise.
         sample_index: Which of the request's samples this is.
         tokenizer: The model's tokenizer.
@@ -57,7 +57,7 @@ class CacheView:
         keys: Layer number -> its keys [H, n, D], as stored (rotated).
     """
 
-    num_prompt_tokens: int
+    prompt_ids: list[int]
     num_written: int
     num_live: int
     limit: int
@@ -67,6 +67,11 @@ class CacheView:
     tokenizer: Any
     scores_LHn: torch.Tensor | None
     keys: Callable[[int], torch.Tensor]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt_ids)
 
 
 class CachePolicy(Protocol):

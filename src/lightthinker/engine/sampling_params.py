@@ -35,6 +35,7 @@ class SamplingParams:
         ignore_eos: Go on after the end-of-sequence token.
         compression: Whether triggers compress. None: whatever the checkpoint was trained for.
         max_thought_tokens: Force the trigger once a thought has this many tokens.
+        thinking_token_budget: Force the end of reasoning once this many tokens are sampled.
         policy: Bound the KV cache by eviction; nothing is compressed then.
     """
 
@@ -56,6 +57,7 @@ class SamplingParams:
     ignore_eos: bool = False
     compression: bool | None = None
     max_thought_tokens: int | None = None
+    thinking_token_budget: int | None = None
     policy: CachePolicy | None = None
 
     def __post_init__(self) -> None:
@@ -86,13 +88,9 @@ class SamplingParams:
                 f"Policy {self.policy.name!r} and compression cannot be combined; "
                 "drop the policy, or ask with compression=False."
             )
-        if self.max_thought_tokens is not None:
-            _check(
-                self.max_thought_tokens >= 1,
-                "max_thought_tokens",
-                self.max_thought_tokens,
-                "at least 1",
-            )
+        for name, least in (("max_thought_tokens", 1), ("thinking_token_budget", 0)):
+            value = getattr(self, name)
+            _check(value is None or value >= least, name, value, f"at least {least}")
 
     @property
     def has_penalties(self) -> bool:

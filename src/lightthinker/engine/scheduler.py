@@ -56,6 +56,8 @@ class Scheduler:
         self.share_prompts = share_prompts
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.num_compactions = 0
+        self.num_tokens_freed = 0
         self.num_preemptions = 0
         self._num_arrived = 0
 
@@ -112,6 +114,8 @@ class Scheduler:
             expired = sequence.expired()
             if not expired:
                 continue
+            self.num_compactions += 1
+            self.num_tokens_freed += len(expired)
             gone = set(expired)
             kept = [i for i in range(len(sequence.live)) if i not in gone]
             assert expired[0] >= len(sequence.page_keys) * self.pool.page_size, "a shared page"

@@ -17,6 +17,7 @@ import torch
 
 from lightthinker.attention.batch import Row
 from lightthinker.compression import CompressionConfig
+from lightthinker.engine.budget import ThinkingBudget
 from lightthinker.engine.outputs import TokenLogprob
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.layout import NEVER, LayoutRules, Role
@@ -49,6 +50,7 @@ class Sequence:
             (token-level segments, forced triggers); after it tokens are answer.
         trigger_id: The checkpoint's trigger, known with compression off too.
         seed: What this sample's draws depend on, together with their number in the sequence.
+        budget: Ends reasoning when its tokens are spent.
         unsettled: Index of the last token while its id is unknown or not acted on; see `extend`.
     """
 
@@ -60,6 +62,7 @@ class Sequence:
     reasoning_over: Callable[[list[int]], bool] | None = None
     trigger_id: int | None = None
     seed: int = 0
+    budget: ThinkingBudget | None = None
     status: Status = Status.WAITING
     finish_reason: str | None = None
     stop_reason: str | int | None = None
@@ -98,9 +101,13 @@ class Sequence:
 
     @property
     def has_plain_prompt(self) -> bool:
-        """Whether no prompt token ever expires, so that its pages may be shared."""
-        compresses_prompt = self.compression and self.compression.prompt_chunk_tokens
-        return not compresses_prompt and self.params.policy is None
+        """Whether no prompt token ever expires, so that its pages may be shared.
+
+        A cache policy may evict them, and must have seen them forwarded.
+        """
+        if self.params.policy is not None:
+            return False
+        return self.compression is None or self.compression.prompt_chunk_tokens is None
 
     def adopt(self, num_tokens: int) -> None:
         """Note that the pool already holds the first `num_tokens` prompt tokens."""

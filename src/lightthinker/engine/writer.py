@@ -100,10 +100,15 @@ class TokenWriter:
 
     @staticmethod
     def _forced_token(sequence: Sequence) -> int | None:
-        limit = sequence.params.max_thought_tokens
+        limit, trigger_id = sequence.params.max_thought_tokens, sequence.trigger_id
+        if sequence.budget is not None:
+            open_thought = trigger_id if sequence.thought_length else None
+            forced = sequence.budget.forced_token(sequence.sampled_ids, open_thought)
+            if forced is not None:
+                return forced
         if limit is None or sequence.in_answer or sequence.thought_length < limit:
             return None
-        return sequence.trigger_id
+        return trigger_id
 
     @staticmethod
     def _hit_stop_string(sequence: Sequence, detokenizer: Detokenizer) -> bool:

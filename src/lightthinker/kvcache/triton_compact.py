@@ -18,7 +18,9 @@ import it where it is used.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -65,6 +67,14 @@ def _compact_kernel(
             tl.store(words + offset + target * stride + column, held, mask=mask)
 
 
+class PackedMoves(NamedTuple):
+    """A step's moves on the device: sources then targets, where each group starts (and the end)."""
+
+    slots: torch.Tensor
+    group_start: torch.Tensor
+    num_moves: int
+
+
 class SlotMover:
     """Moves slots in a fixed set of tensors.
 
@@ -95,21 +105,27 @@ class SlotMover:
             target: Slots to write.
             group_sizes: Moves of each group, in order.
         """
-        num_moves, num_groups = len(source), len(group_sizes)
-        assert num_moves == len(target) == sum(group_sizes), (num_moves, len(target), group_sizes)
-        if not num_moves:
+        if not source:
             return
         if self.check_order:
             _check_order(source, target, group_sizes)
-        starts = [0]
-        for size in group_sizes:
-            starts.append(starts[-1] + size)
+        self.launch(self.pack(source, target, group_sizes))
+
+    def pack(self, source: list[int], target: list[int], group_sizes: list[int]) -> PackedMoves:
+        """Bring a step's moves to the device in one asynchronous copy (arguments as in `move`)."""
+        num_moves = len(source)
+        assert num_moves == len(target) == sum(group_sizes), (num_moves, len(target), group_sizes)
+        starts = itertools.accumulate(group_sizes, initial=0)
         on_cuda = self.device.type == "cuda"
         host = torch.tensor([*source, *target, *starts], dtype=torch.int64, pin_memory=on_cuda)
         # The caching host allocator keeps the pinned memory until the copy is done.
-        packed = host.to(self.device, non_blocking=True)
+        words = host.to(self.device, non_blocking=True)
+        return PackedMoves(words[: 2 * num_moves], words[2 * num_moves :], num_moves)
+
+    def launch(self, moves: PackedMoves) -> None:
+        """Carry out packed moves: two kernel launches, whatever the number of sequences."""
         for launch in self._launches:
-            launch.run(packed[: 2 * num_moves], packed[2 * num_moves :], num_moves, num_groups)
+            launch.run(moves)
 
 
 class _Launch:
@@ -135,16 +151,15 @@ class _Launch:
         self.max_words = max(words for _, words, _ in table)
         self.table = torch.tensor(table, dtype=torch.int64, device=tensors[0].device)
 
-    def run(
-        self, moves: torch.Tensor, group_start: torch.Tensor, num_moves: int, num_groups: int
-    ) -> None:
+    def run(self, moves: PackedMoves) -> None:
+        num_groups = len(moves.group_start) - 1
         grid = (len(self.tensors), num_groups, -(-self.max_words // BLOCK_WORDS))
         _compact_kernel[grid](
             self.words,
             self.table,
-            moves,
-            group_start,
-            num_moves,
+            moves.slots,
+            moves.group_start,
+            moves.num_moves,
             ALIGNED_WORDS=self.aligned_words,
             BLOCK_M=BLOCK_MOVES,
             BLOCK_W=BLOCK_WORDS,

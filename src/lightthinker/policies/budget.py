@@ -27,11 +27,14 @@ class Budgeted:
         ratio: Instead of `budget`: that share of all tokens written so far, rounded up, but never
             less than the policy's smallest cache.
         buffer: Tokens evicted at a time.
+        keep_prompt: Whether no prompt token is ever evicted. The budget includes the prompt either
+            way.
     """
 
     budget: int | None = None
     ratio: float | None = None
     buffer: int = 1
+    keep_prompt: bool = False
 
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.ratio is None):
@@ -58,18 +61,29 @@ class Budgeted:
 
     @property
     def smallest_cache(self) -> int:
-        """The smallest limit that the other settings allow."""
+        """The smallest limit that the other settings allow, without a prompt that is kept."""
         return self.num_protected + self.buffer + 1
 
+    def num_pinned(self, num_prompt_tokens: int) -> int:
+        """Return how many of the first tokens stay because they are the prompt."""
+        return num_prompt_tokens if self.keep_prompt else 0
+
     def check(self, num_prompt_tokens: int) -> None:
-        """Accept a prompt of any length: it is evicted from like the rest."""
+        """Raise RequestError unless the budget has room beyond a prompt that must stay."""
+        least = self.smallest_cache + self.num_pinned(num_prompt_tokens)
+        if self.budget is not None and self.budget < least:
+            raise RequestError(
+                f"{self.name}: budget is {self.budget}, and the prompt of {num_prompt_tokens} "
+                f"tokens is kept; it must be at least {least}."
+            )
 
     def limit(self, num_written: int, num_prompt_tokens: int) -> int:
         """Return how many tokens may be live when `num_written` have been written."""
         if self.budget is not None:
             return self.budget
         assert self.ratio is not None
-        return max(self.smallest_cache, math.ceil(self.ratio * num_written))
+        least = self.smallest_cache + self.num_pinned(num_prompt_tokens)
+        return max(least, math.ceil(self.ratio * num_written))
 
     def num_kept(self, cache: CacheView) -> int:
         """Return how many tokens stay in a cache that is full."""

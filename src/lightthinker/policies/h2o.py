@@ -3,7 +3,7 @@
 Source: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
 arXiv 2306.14048, section 4 (half the cache each, attention accumulated from the prompt on).
 
-The budget holds heavy hitters and recent tokens; the prompt is evicted from like the rest. With
+The budget holds heavy hitters and recent tokens; the prompt is evicted from unless kept. With
 grouped-query attention, which the paper's models do not have, a KV head accumulates the attention
 of all its query heads.
 """
@@ -24,7 +24,8 @@ class H2O(Budgeted):
     """Heavy hitters by accumulated attention, and a recent window.
 
     Attributes:
-        recent_fraction: Share of the kept tokens that are simply the most recent (paper: half).
+        recent_fraction: Share of the kept tokens (beyond a prompt that is kept) that are simply the
+            most recent (paper: half).
     """
 
     recent_fraction: float = 0.5
@@ -45,6 +46,7 @@ class H2O(Budgeted):
         """Keep the most recent tokens, and of the others those with the largest sums."""
         assert cache.scores_LHn is not None
         num_kept = self.num_kept(cache)
-        num_recent = max(1, int(self.recent_fraction * num_kept))
+        num_pinned = self.num_pinned(cache.num_prompt_tokens)
+        num_recent = max(1, int(self.recent_fraction * (num_kept - num_pinned)))
         past = cache.scores_LHn[..., : cache.num_live - num_recent]
-        return best_and_recent(past, num_kept, num_recent)
+        return best_and_recent(past, num_kept, num_recent, num_pinned)

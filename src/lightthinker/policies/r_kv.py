@@ -77,7 +77,8 @@ class RKV(Budgeted):
             ]
         )[..., :num_past]
         scores = self.mix_lambda * importance - (1 - self.mix_lambda) * redundancy
-        return best_and_recent(scores, self.num_kept(cache), self.window)
+        num_pinned = self.num_pinned(cache.num_prompt_tokens)
+        return best_and_recent(scores, self.num_kept(cache), self.window, num_pinned)
 
 
 def redundancy_of(keys_HnD: torch.Tensor, threshold: float) -> torch.Tensor:

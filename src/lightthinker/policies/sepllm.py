@@ -4,7 +4,7 @@ Source: "SepLLM: Accelerate Large Language Models by Compressing One Segment int
 arXiv 2412.12094, section 3 and its streaming design: a bounded cache that, when full, keeps
 initial tokens, separators and neighbours only, and when separators are too many drops the oldest.
 
-The budget holds all three; the prompt is evicted from like the rest. The setting is the fair one
+The budget holds all three; the prompt is evicted from unless kept. The setting is the fair one
 for models that were not trained with it: keys keep their true positions, and every separator stays
 as long as the budget has room. Separators are the tokens that consist, spaces aside, of punctuation
 and newlines only, so that merged ones such as a full stop with a blank line count; the paper lists
@@ -28,7 +28,8 @@ class SepLLM(Budgeted):
 
     Attributes:
         initial: First tokens that always stay.
-        neighbour_fraction: Share of the kept tokens that are simply the most recent.
+        neighbour_fraction: Share of the kept tokens (beyond a prompt that is kept) that are simply
+            the most recent.
         separators: Characters that make a token a separator.
     """
 
@@ -51,13 +52,16 @@ class SepLLM(Budgeted):
 
     def keep(self, cache: CacheView) -> list[int]:
         """Keep the initial tokens, the neighbours, and the newest separators between them."""
-        room = self.num_kept(cache) - self.initial
-        neighbours = max(1, min(room, int(self.neighbour_fraction * self.num_kept(cache))))
+        num_pinned = self.num_pinned(cache.num_prompt_tokens)
+        first = max(self.initial, num_pinned)
+        room = self.num_kept(cache) - first
+        share = int(self.neighbour_fraction * (self.num_kept(cache) - num_pinned))
+        neighbours = max(1, min(room, share))
         begin = cache.num_live - neighbours
         separators = separator_ids(cache.tokenizer, self.separators)
-        found = [i for i in range(self.initial, begin) if cache.token_ids[i] in separators]
+        found = [i for i in range(first, begin) if cache.token_ids[i] in separators]
         newest = found[max(0, len(found) - (room - neighbours)) :]
-        return [*range(self.initial), *newest, *range(begin, cache.num_live)]
+        return [*range(first), *newest, *range(begin, cache.num_live)]
 
 
 @lru_cache(maxsize=8)

@@ -58,4 +58,5 @@ class SnapKV(Budgeted):
         assert cache.scores_LHn is not None
         votes = cache.scores_LHn[..., : cache.num_live - self.window]
         pooled = functional.avg_pool1d(votes, self.kernel, stride=1, padding=self.kernel // 2)
-        return best_and_recent(pooled, self.num_kept(cache), self.window)
+        num_pinned = self.num_pinned(cache.num_prompt_tokens)
+        return best_and_recent(pooled, self.num_kept(cache), self.window, num_pinned)

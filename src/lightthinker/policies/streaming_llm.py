@@ -2,7 +2,7 @@
 
 Source: "Efficient Streaming Language Models with Attention Sinks", arXiv 2309.17453, section 3.
 
-The budget holds sinks and recent tokens; the prompt is evicted from like the rest. Deviation: keys
+The budget holds sinks and recent tokens; the prompt is evicted from unless kept. Deviation: keys
 keep the positions at which they were written. The paper re-numbers positions within the cache, to
 stay inside the trained length; within it, true positions leave the recent tokens' distances as they
 are and only the sinks appear further away.
@@ -40,5 +40,6 @@ class StreamingLLM(Budgeted):
 
     def keep(self, cache: CacheView) -> list[int]:
         """Keep the first `sinks` tokens and as many of the last as fit."""
-        recent = self.num_kept(cache) - self.sinks
-        return [*range(self.sinks), *range(cache.num_live - recent, cache.num_live)]
+        first = max(self.sinks, self.num_pinned(cache.num_prompt_tokens))
+        recent = self.num_kept(cache) - first
+        return [*range(first), *range(cache.num_live - recent, cache.num_live)]

@@ -3,8 +3,8 @@
 Source: "Transformers are Multi-State RNNs", arXiv 2401.06104, section 3.3 (attention averaged over
 a layer's heads, so that all of them keep the same tokens; nothing else is protected).
 
-The budget holds whatever scores best, the newest token only if it does. The prompt is evicted from
-like the rest, all at once when it is in, by the attention of its last token.
+The budget holds whatever scores best, the newest token only if it does. Unless kept, a prompt above
+the budget is evicted from all at once when it is in, by the attention of its last token.
 """
 
 from __future__ import annotations
@@ -34,4 +34,6 @@ class TOVA(Budgeted):
         """Keep the tokens with the largest attention, averaged over the layer's heads."""
         assert cache.scores_LHn is not None
         mean = cache.scores_LHn.mean(dim=1, keepdim=True)
-        return best_and_recent(mean.expand_as(cache.scores_LHn), self.num_kept(cache), 0)
+        num_pinned = self.num_pinned(cache.num_prompt_tokens)
+        scores = mean.expand_as(cache.scores_LHn)
+        return best_and_recent(scores, self.num_kept(cache), 0, num_pinned)

@@ -48,7 +48,8 @@ def attention_case(
     Args:
         lengths_and_rows: Per sequence: live tokens once the step is written, and rows in this step.
             A sequence with several short rows gets gist-like ones: the last excludes a range and
-            the one before looks ahead; every second sequence has a lower bound.
+            the one before looks ahead. Every second sequence has a lower bound and gaps in its
+            token indices.
         num_heads: Query heads.
         num_kv_heads: KV heads.
         key_dim: Size of queries and keys.
@@ -82,7 +83,7 @@ def attention_case(
     ):
         pages, order = order[:count], order[count:]
         slots = [pages[i // page_size] * page_size + i % page_size for i in range(live)]
-        gaps = torch.randint(1, 4, (live,), generator=draw)
+        gaps = torch.randint(1, 4 if number % 2 else 2, (live,), generator=draw)
         indices = (gaps.cumsum(0) - 1).tolist()
         old = slots[: live - num_rows]
         pool.keys[0][old] = normal(len(old), num_kv_heads, key_dim)

@@ -169,7 +169,8 @@ def _limit(policy: Any, num_written: int, num_prompt: int) -> int:
         "random": ("recent",),
     }
     least = sum(int(getattr(policy, name)) for name in protected.get(policy.name, ()))
-    least += {"sepllm": 1, "h2o": 1, "tova": 1, "random": num_prompt}.get(policy.name, 0)
+    least += {"sepllm": 1, "h2o": 1, "tova": 1}.get(policy.name, 0)
+    least += num_prompt if policy.keep_prompt else 0
     least += int(policy.buffer) + 1
     share: int = math.ceil(policy.ratio * num_written)
     return max(least, share)
@@ -192,23 +193,27 @@ class _Full:
     def num_kept(self) -> int:
         return self.limit - int(self.policy.buffer)
 
+    @property
+    def num_pinned(self) -> int:
+        return self.num_prompt if self.policy.keep_prompt else 0
 
-def _best(scores: dict[int, float], count: int) -> list[int]:
-    """Return the `count` tokens with the largest scores; the older one where they are equal."""
-    return sorted(scores, key=lambda token: (-scores[token], token))[:count]
+
+def _best(full: _Full, scores: dict[int, float], count: int) -> list[int]:
+    """Return `count` tokens: a prompt that is kept, then the largest scores, then the oldest."""
+    return sorted(scores, key=lambda k: (k >= full.num_pinned, -scores[k], k))[:count]
 
 
 def _streaming_llm(full: _Full, layer: int, head: int) -> list[int]:
-    tokens, sinks = full.cache[layer, head], full.policy.sinks
-    num_recent = full.num_kept - sinks
-    return tokens[:sinks] + tokens[len(tokens) - num_recent :]
+    tokens, first = full.cache[layer, head], max(full.policy.sinks, full.num_pinned)
+    num_recent = full.num_kept - first
+    return tokens[:first] + tokens[len(tokens) - num_recent :]
 
 
 def _sepllm(full: _Full, layer: int, head: int) -> list[int]:
     policy, tokens = full.policy, full.cache[layer, head]
-    initial = tokens[: policy.initial]
-    num_neighbours = int(policy.neighbour_fraction * full.num_kept)
-    num_neighbours = max(1, min(num_neighbours, full.num_kept - policy.initial))
+    initial = tokens[: max(policy.initial, full.num_pinned)]
+    num_neighbours = int(policy.neighbour_fraction * (full.num_kept - full.num_pinned))
+    num_neighbours = max(1, min(num_neighbours, full.num_kept - len(initial)))
     neighbours = tokens[len(tokens) - num_neighbours :]
     separators = []
     for token in tokens:
@@ -224,11 +229,11 @@ def _sepllm(full: _Full, layer: int, head: int) -> list[int]:
 
 def _h2o(full: _Full, layer: int, head: int) -> list[int]:
     tokens = full.cache[layer, head]
-    num_recent = max(1, int(full.policy.recent_fraction * full.num_kept))
+    num_recent = max(1, int(full.policy.recent_fraction * (full.num_kept - full.num_pinned)))
     recent = tokens[len(tokens) - num_recent :]
     paid_Gnn = full.trace.probabilities(layer, head)
     scores = {k: float(paid_Gnn[:, :, k].sum()) for k in tokens if k not in recent}
-    return _best(scores, full.num_kept - num_recent) + recent
+    return _best(full, scores, full.num_kept - num_recent) + recent
 
 
 def _tova(full: _Full, layer: int, head: int) -> list[int]:
@@ -238,7 +243,7 @@ def _tova(full: _Full, layer: int, head: int) -> list[int]:
         for row_n in full.trace.probabilities(layer, other)[:, -1]:
             for k in scores:
                 scores[k] += float(row_n[k])
-    return _best(scores, full.num_kept)
+    return _best(full, scores, full.num_kept)
 
 
 def _snapkv(full: _Full, layer: int, head: int) -> list[int]:
@@ -251,7 +256,7 @@ def _snapkv(full: _Full, layer: int, head: int) -> list[int]:
         k: sum(votes[j] for j in range(max(0, i - reach), min(len(past), i + reach + 1)))
         for i, k in enumerate(past)
     }
-    return _best(scores, full.num_kept - policy.window) + window
+    return _best(full, scores, full.num_kept - policy.window) + window
 
 
 def _r_kv(full: _Full, layer: int, head: int) -> list[int]:
@@ -269,7 +274,7 @@ def _r_kv(full: _Full, layer: int, head: int) -> list[int]:
         k: policy.mix_lambda * pooled[i] - (1 - policy.mix_lambda) * redundancy[i]
         for i, k in enumerate(past)
     }
-    return _best(scores, full.num_kept - policy.window) + window
+    return _best(full, scores, full.num_kept - policy.window) + window
 
 
 def _redundancy(keys_nD: torch.Tensor, threshold: float) -> list[float]:
@@ -290,14 +295,14 @@ def _redundancy(keys_nD: torch.Tensor, threshold: float) -> list[float]:
 
 def _random(full: _Full, layer: int, head: int) -> list[int]:
     policy, tokens = full.policy, full.cache[layer, head]
-    prompt = full.ids[: full.num_prompt]
+    prompt = list(full.ids[: full.num_prompt])
     draw = random.Random(f"{policy.seed} {full.sample_index} {len(full.ids)} {prompt}")
     recent = tokens[len(tokens) - policy.recent :]
-    between = tokens[full.num_prompt : len(tokens) - policy.recent]
+    between = tokens[full.num_pinned : len(tokens) - policy.recent]
     # Drawn as places in the cache, as anyone who knows no token index would.
-    places = range(full.num_prompt, full.num_prompt + len(between))
-    drawn = draw.sample(places, full.num_kept - full.num_prompt - policy.recent)
-    return tokens[: full.num_prompt] + [tokens[i] for i in drawn] + recent
+    places = range(full.num_pinned, full.num_pinned + len(between))
+    drawn = draw.sample(places, full.num_kept - full.num_pinned - policy.recent)
+    return tokens[: full.num_pinned] + [tokens[i] for i in drawn] + recent
 
 
 CHOICES: dict[str, Callable[[_Full, int, int], list[int]]] = {

@@ -16,18 +16,27 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lightthinker.compression import CompressionConfig
 from lightthinker.errors import CheckpointError, ConfigError
 from lightthinker.tokens import add_tokens
+from lightthinker.train.adapters import quantization
 from lightthinker.train.recipe import ModelSource, Recipe
 from lightthinker.train.task_tokenizer import build_task_tokenizer
 
 TASK_TOKENIZER = "tasks"
 
 
-def load_model(recipe: Recipe, *, seed: int) -> tuple[Any, Any, CompressionConfig]:
-    """Return model (float32, on the CPU), tokenizer and resolved compression settings of a recipe.
+def load_model(
+    recipe: Recipe, *, seed: int, quantize: bool = True
+) -> tuple[Any, Any, CompressionConfig]:
+    """Return model (on the CPU), tokenizer and resolved compression settings of a recipe.
+
+    Args:
+        recipe: What to load; `model.dtype` is the dtype of the weights.
+        seed: For weights from scratch.
+        quantize: Whether to honour `lora.quantize`.
 
     Raises:
-        CheckpointError: The checkpoint cannot be loaded, or has no safetensors (or GGUF) weights.
-        ConfigError: The model config names an unknown type.
+        CheckpointError: The checkpoint cannot be loaded, has no safetensors (or GGUF) weights, or
+            its tokenizer has more tokens than it has embeddings.
+        ConfigError: The model config names an unknown type, or is not `model.architecture`.
     """
     source = recipe.model
     tokenizer = load_tokenizer(source)
@@ -36,9 +45,39 @@ def load_model(recipe: Recipe, *, seed: int) -> tuple[Any, Any, CompressionConfi
             source.config, vocab_size=len(tokenizer), tokenizer=tokenizer, seed=seed
         )
     else:
-        model = _from_checkpoint(source)
+        model = _from_checkpoint(source, quantization(recipe) if quantize else None)
+        check_architecture(source, model.config)
+        if source.gguf_file and source.tokenizer is None:
+            for config in (model.config, model.generation_config):
+                config.eos_token_id = tokenizer.eos_token_id
+                config.bos_token_id = tokenizer.bos_token_id
+                config.pad_token_id = tokenizer.pad_token_id
+        num_rows = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > num_rows:
+            raise CheckpointError(
+                f"The tokenizer {source.tokenizer or source.path} has {len(tokenizer)} tokens but "
+                f"{source.path} has {num_rows} embeddings: they do not belong together."
+            )
+    if source.dtype != "float32" and quantization_free(model):
+        model.to(getattr(torch, source.dtype))
     compression = add_tokens(model, tokenizer, recipe.compression)
     return model, tokenizer, compression
+
+
+def quantization_free(model: Any) -> bool:
+    """Whether the weights may be cast."""
+    return not getattr(model, "is_quantized", False)
+
+
+def check_architecture(source: ModelSource, config: Any) -> None:
+    """Raise ConfigError unless the checkpoint is what `model.architecture` says."""
+    actual = config.to_dict()
+    for name, expected in (source.architecture or {}).items():
+        if actual.get(name) != expected:
+            raise ConfigError(
+                f"model.architecture.{name} is {expected!r}, but {source.path} has "
+                f"{actual.get(name)!r}."
+            )
 
 
 def load_tokenizer(source: ModelSource) -> Any:
@@ -54,9 +93,48 @@ def load_tokenizer(source: ModelSource) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(name, **extra)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"Cannot load the tokenizer of {name}: {error}") from error
+        if extra:
+            _take_gguf_special_tokens(tokenizer, Path(str(source.path)) / str(source.gguf_file))
     if source.chat_template:
         tokenizer.chat_template = source.chat_template
     return tokenizer
+
+
+def plan_config(source: ModelSource, vocab_size: int | None = None) -> Any:
+    """Return the transformers config of a source without loading weights.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be reached, and there is no `model.architecture`.
+        ConfigError: The config names an unknown type.
+    """
+    settings = source.config or source.architecture
+    if settings is not None:
+        known = {} if vocab_size is None else {"vocab_size": vocab_size}
+        return _make_config(known | settings)
+    try:
+        return AutoConfig.from_pretrained(source.path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"Cannot read the config of {source.path} ({error}); give model.architecture."
+        ) from error
+
+
+def _take_gguf_special_tokens(tokenizer: Any, file: Path) -> None:
+    """Set the special tokens that the file names.
+
+    transformers may read them wrongly: SmolLM2 came with its bos token as eos, so that training
+    taught it to end an answer by opening another turn.
+    """
+    if not file.is_file():
+        return
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        field = fields.get(f"tokenizer.ggml.{theirs}_token_id")
+        if field is not None:
+            token_id = int(field.parts[-1][0])
+            setattr(tokenizer, f"{ours}_token", tokenizer.convert_ids_to_tokens(token_id))
 
 
 def save_checkpoint(
@@ -88,7 +166,8 @@ def check_disk(folder: Path, model: Any, *, dtype: str, num_checkpoints: int) ->
         num_checkpoints: Checkpoints kept at once during the run; weights and two moments, float32.
     """
     num_parameters = sum(p.numel() for p in model.parameters())
-    needed = num_parameters * (getattr(torch, dtype).itemsize + 12 * num_checkpoints)
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    needed = num_parameters * getattr(torch, dtype).itemsize + 12 * num_trained * num_checkpoints
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -98,21 +177,27 @@ def check_disk(folder: Path, model: Any, *, dtype: str, num_checkpoints: int) ->
 
 
 def _from_config(settings: dict[str, Any], *, vocab_size: int, tokenizer: Any, seed: int) -> Any:
-    kind = settings["model_type"]
-    try:
-        config = AutoConfig.for_model(**{"vocab_size": vocab_size, **settings})
-    except ValueError as error:
-        raise ConfigError(
-            f"model.config.model_type is {kind!r}, which transformers does not know."
-        ) from error
+    config = _make_config({"vocab_size": vocab_size, **settings})
     config.eos_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.bos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def _from_checkpoint(source: ModelSource) -> Any:
+def _make_config(settings: dict[str, Any]) -> Any:
+    try:
+        return AutoConfig.for_model(**settings)
+    except ValueError as error:
+        raise ConfigError(
+            f"model.config.model_type is {settings['model_type']!r}, which transformers does not "
+            "know."
+        ) from error
+
+
+def _from_checkpoint(source: ModelSource, four_bits: Any) -> Any:
     extra: dict[str, Any] = {"use_safetensors": True}
+    if four_bits is not None:
+        extra["quantization_config"] = four_bits
     if source.gguf_file:
         from transformers import GgufConfig
 

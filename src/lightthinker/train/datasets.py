@@ -19,7 +19,8 @@ from lightthinker.data.packing import Row, pack_row, uses_variants
 from lightthinker.encode import Encoder, Example
 from lightthinker.errors import DataError
 from lightthinker.tasks import FAMILIES, Problem
-from lightthinker.train.recipe import TaskSource
+from lightthinker.train.encoding import Variant, draw_variant
+from lightthinker.train.recipe import DataConfig, TaskSource
 
 ROW_PATIENCE = 3
 """Problems that may fail to fit before a row is closed."""
@@ -31,9 +32,9 @@ class TaskRows(Dataset[Row]):
     Args:
         encoder: Tokenizer and compression settings.
         source: Families and difficulty.
-        row_length: Tokens per row.
         num_rows: Length of the dataset; rows are distinct problems throughout.
-        full_cot_share: Share of examples without compression.
+        data: What chance decides for each example: full chain-of-thought, retention, recovery.
+        teacher: Whether rows carry their full chain-of-thought teacher.
     """
 
     def __init__(
@@ -41,18 +42,19 @@ class TaskRows(Dataset[Row]):
         encoder: Encoder,
         source: TaskSource,
         *,
-        row_length: int,
+        data: DataConfig,
         num_rows: int,
-        full_cot_share: float,
+        teacher: bool = False,
     ):
         self.encoder = encoder
         self.source = source
-        self.row_length = row_length
+        self.data = data
+        self.row_length = data.row_length
         self.num_rows = num_rows
-        self.full_cot_share = full_cot_share
+        self.teacher = teacher
         families = source.families or dict.fromkeys(FAMILIES, 1.0)
         self._names, self._weights = list(families), list(families.values())
-        self._variants = uses_variants(encoder.config)
+        self._variants = uses_variants(encoder.config) or data.recover_share > 0
 
     def __len__(self) -> int:
         return self.num_rows
@@ -66,9 +68,7 @@ class TaskRows(Dataset[Row]):
         while misses < ROW_PATIENCE:
             family = rng.choices(self._names, self._weights)[0]
             problem = FAMILIES[family].generate(rng, self.source.difficulty)
-            example = encode_problem(
-                self.encoder, problem, compress=rng.random() >= self.full_cot_share
-            )
+            example = encode_problem(self.encoder, problem, draw_variant(rng, self.data))
             if len(example) <= room:
                 examples.append(example)
                 room -= len(example)
@@ -84,14 +84,22 @@ class TaskRows(Dataset[Row]):
             self.row_length,
             pad_id=self.encoder.tokenizer.pad_token_id or 0,
             variants=self._variants,
+            teacher=self.teacher,
         )
 
 
-def encode_problem(encoder: Encoder, problem: Problem, *, compress: bool) -> Example:
+def encode_problem(encoder: Encoder, problem: Problem, variant: Variant) -> Example:
     """Encode a task problem as one turn of chat."""
     messages = [{"role": "user", "content": problem.question}]
     thoughts = [t + encoder.config.separator for t in problem.thoughts]
-    return encoder.encode(messages, thoughts, problem.answer, compress=compress)
+    return encoder.encode(
+        messages,
+        thoughts,
+        problem.answer,
+        compress=variant.compress,
+        retain_thoughts=variant.retain_thoughts,
+        recover=variant.recover,
+    )
 
 
 class PackedRows(Dataset[Row]):

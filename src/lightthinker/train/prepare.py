@@ -5,35 +5,40 @@ Traces -> encoded, packed rows, and a summary of what was read, dropped and made
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any, cast
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from lightthinker.data.packing import pack, pack_row, uses_variants
 from lightthinker.data.rows import HubOptions
-from lightthinker.data.sources import read_traces
-from lightthinker.data.trace import Trace
+from lightthinker.data.sources import TraceReader, read_traces
 from lightthinker.encode import Encoder, Example
 from lightthinker.errors import ConfigError, DataError
 from lightthinker.layout import Role
-from lightthinker.segment import segment
 from lightthinker.tokens import resolve_tokens
 from lightthinker.train.checkpoint import load_tokenizer
 from lightthinker.train.datasets import PackedRows, save_rows
-from lightthinker.train.recipe import Recipe
+from lightthinker.train.encoding import encode_traces
+from lightthinker.train.recipe import Recipe, TraceSource
 
 ROWS_FILE = "rows.safetensors"
 SUMMARY_FILE = "summary.json"
+ROWS_FORMAT = 2
+"""Changes when rows of an older version can no longer be used."""
+NUM_OPEN_ROWS = 256
+"""Rows that wait for a fitting example while packing."""
 
 
 @dataclass
@@ -46,6 +51,9 @@ class Summary:
     num_rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     too_long: list[str] = field(default_factory=list)
+    truncated: int = 0
+    thoughts_cut: int = 0
+    row_length: int = 0
     thought_lengths: list[int] = field(default_factory=list)
     full_peaks: list[int] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
@@ -62,6 +70,11 @@ class Summary:
             "num_rows": self.num_rows,
             "num_tokens": self.num_tokens,
             "dropped": dict(self.dropped),
+            "truncated": self.truncated,
+            "thoughts_cut": self.thoughts_cut,
+            "row_fill": self.num_tokens / (self.num_rows * self.row_length)
+            if self.num_rows
+            else None,
             "thought_tokens": _quantiles(lengths),
             "thoughts": len(lengths),
             "peak_tokens": _quantiles(self.peaks),
@@ -125,43 +138,46 @@ def write_rows(
 ) -> None:
     """Encode, pack and save; fills `summary`."""
     data = recipe.data
-    variants = uses_variants(encoder.config)
+    variants = uses_variants(encoder.config) or data.recover_share > 0
     pad_id = encoder.tokenizer.pad_token_id
     pad_id = encoder.tokenizer.eos_token_id if pad_id is None else pad_id
-    bins = list(pack(_examples(recipe, encoder, summary, strict=strict), data.row_length))
+    num_open = 0 if data.packing == "none" else NUM_OPEN_ROWS
+    examples = _examples(recipe, encoder, summary, strict=strict)
+    bins = list(pack(examples, data.row_length, num_open=num_open))
     if not bins:
         raise DataError(
             f"No trace is left to train on; dropped: {dict(summary.dropped)}; read: "
             f"{summary.sources}."
         )
     rows = [
-        pack_row(examples, data.row_length, pad_id=pad_id, variants=variants) for examples in bins
+        pack_row(
+            examples,
+            data.row_length,
+            pad_id=pad_id,
+            variants=variants,
+            teacher=recipe.loss.distillation > 0,
+        )
+        for examples in bins
     ]
-    summary.num_rows = len(rows)
+    summary.num_rows, summary.row_length = len(rows), data.row_length
     folder.mkdir(parents=True, exist_ok=True)
     save_rows(rows, folder / ROWS_FILE)
     content = summary.to_dict() | {"fingerprint": fingerprint(recipe)}
     (folder / SUMMARY_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def encode_trace(encoder: Encoder, recipe: Recipe, trace: Trace, *, compress: bool) -> Example:
-    """Segment and encode one trace."""
-    tokenizer = encoder.tokenizer
-    thoughts = trace.thoughts or segment(
-        trace.reasoning,
-        recipe.data.segment,
-        count=lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]),
-        offsets=lambda text: tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ],
-    )
-    return encoder.encode(trace.messages, thoughts, trace.answer, compress=compress)
-
-
 def fingerprint(recipe: Recipe) -> str:
     """Hash of everything in the recipe that the rows depend on, and of the local files it names."""
     plain = recipe.to_dict()
-    relevant = {"data": plain["data"], "compression": plain["compression"], "model": plain["model"]}
+    data = {key: value for key, value in plain["data"].items() if key != "num_proc"}
+    tokenizer = {key: plain["model"][key] for key in ("path", "tokenizer", "chat_template")}
+    relevant = {
+        "format": ROWS_FORMAT,
+        "data": data,
+        "compression": plain["compression"],
+        "tokenizer": tokenizer | {"seed": recipe.trainer.get("seed", 0)},
+        "teacher": recipe.loss.distillation > 0,
+    }
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode())
     for source in recipe.data.sources:
         file = Path(source.path)
@@ -182,10 +198,15 @@ def print_summary(summary: Summary, console: Console) -> None:
             table.add_row(f"  dropped: {reason}", f"{drops['count']:,} (first lines: {lines})")
     for reason, count in summary.dropped.items():
         table.add_row(f"dropped: {reason}", f"{count:,} (first: {', '.join(summary.too_long[:5])})")
+    if summary.truncated:
+        table.add_row(
+            "cut at a thought boundary",
+            f"{summary.truncated:,} traces, {summary.thoughts_cut:,} thoughts lost",
+        )
     table.add_row(
         "examples", f"{summary.num_examples:,} ({summary.num_full_cot:,} full chain-of-thought)"
     )
-    table.add_row("rows", f"{summary.num_rows:,}")
+    table.add_row("rows", f"{summary.num_rows:,}, {numbers['row_fill']:.1%} full")
     table.add_row("tokens", f"{summary.num_tokens:,}")
     for label, key in (
         ("tokens per thought", "thought_tokens"),
@@ -209,52 +230,53 @@ def print_summary(summary: Summary, console: Console) -> None:
 def _examples(
     recipe: Recipe, encoder: Encoder, summary: Summary, *, strict: bool
 ) -> Iterator[Example]:
-    rng = Random(f"full-cot/{recipe.trainer.get('seed', 0)}")
-    quiet = not Console().is_terminal
-    for source in recipe.data.sources:
-        hub = None
-        if not Path(source.path).is_file():
-            hub = HubOptions(
-                subset=source.subset,
-                split=source.split,
-                revision=source.revision,
-                streaming=source.streaming,
-            )
-        reader = read_traces(
-            source.path,
-            format=cast(Any, source.format),
-            columns=source.columns,
-            keep_calculator=source.keep_calculator,
-            strict=strict,
-            limit=source.limit,
-            hub=hub,
+    readers = [_reader(source, strict=strict) for source in recipe.data.sources]
+    if strict:
+        recipe = dataclasses.replace(
+            recipe, data=dataclasses.replace(recipe.data, too_long="error")
         )
-        for trace in track(reader, description=f"encoding {source.path}", disable=quiet):
-            compress = (
-                rng.random() >= recipe.data.full_cot_share and recipe.compression.method != "full"
-            )
-            example = encode_trace(encoder, recipe, trace, compress=compress)
-            if len(example) > recipe.data.row_length:
-                if strict:
-                    raise DataError(
-                        f"{trace.source}: {len(example)} tokens do not fit data.row_length = "
-                        f"{recipe.data.row_length}."
-                    )
-                summary.dropped["longer than data.row_length"] += 1
-                summary.too_long.append(trace.source)
-                continue
-            _count(summary, encoder, example, compress)
-            yield example
-        report = reader.report.to_dict()
-        summary.sources.append(report)
+    traces = itertools.chain.from_iterable(readers)
+    quiet = not Console().is_terminal
+    encoded = encode_traces(recipe, encoder, traces)
+    for item in track(encoded, description="encoding traces", disable=quiet):
+        if item.example is None:
+            summary.dropped["longer than data.row_length"] += 1
+            summary.too_long.append(item.source)
+            continue
+        if item.num_cut:
+            summary.truncated += 1
+            summary.thoughts_cut += item.num_cut
+        _count(summary, encoder, item.example, item.variant.compress)
+        yield item.example
+    summary.sources = [reader.report.to_dict() for reader in readers]
+
+
+def _reader(source: TraceSource, *, strict: bool) -> TraceReader:
+    hub = None
+    if not Path(source.path).is_file():
+        hub = HubOptions(
+            subset=source.subset,
+            split=source.split,
+            revision=source.revision,
+            streaming=source.streaming,
+        )
+    return read_traces(
+        source.path,
+        format=cast(Any, source.format),
+        columns=source.columns,
+        keep_calculator=source.keep_calculator,
+        strict=strict,
+        limit=source.limit,
+        hub=hub,
+    )
 
 
 def _count(summary: Summary, encoder: Encoder, example: Example, compress: bool) -> None:
-    layout = example.layout
+    layout = example.layout.without_recovery()
     summary.num_examples += 1
     summary.num_full_cot += not compress
     summary.num_tokens += len(example)
-    visible = int((layout.role != Role.GIST).sum() - (layout.role == Role.CONTINUE).sum())
+    visible = int((~np.isin(layout.role, (Role.GIST, Role.CONTINUE))).sum())
     if compress:
         thoughts = layout.thought[(layout.thought >= 0) & layout.is_output]
         counts: Counter[int] = Counter(thoughts.tolist())

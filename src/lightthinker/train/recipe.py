@@ -5,6 +5,7 @@
     data:         sources of traces or task families, segmentation, row length, share of full
     chain-of-thought
     trainer:      transformers TrainingArguments, by their own names
+    loss, lora, distributed, evaluate:  see sections.py; all optional
     save:         dtype and shard size of the final checkpoint
 
 Unknown keys are errors with a suggestion; the resolved recipe is written beside every result.
@@ -25,6 +26,15 @@ from lightthinker.compression import CompressionConfig
 from lightthinker.errors import ConfigError, suggestion
 from lightthinker.segment import SegmentConfig
 from lightthinker.tasks import DIFFICULTIES, FAMILIES
+from lightthinker.train.sections import (
+    DTYPES,
+    DistributedConfig,
+    EvaluateConfig,
+    LoraConfig,
+    LossConfig,
+    check_choice,
+    check_share,
+)
 
 T = TypeVar("T")
 
@@ -41,6 +51,12 @@ class ModelSource:
             Default: `path`.
         chat_template: Jinja chat template to give the tokenizer.
         compile: Compile the decoder layers on a GPU.
+        dtype: Of the weights in memory while training. float32 with bf16 autocast is the default;
+            bfloat16 halves the memory of frozen weights (LoRA).
+        trainable: `all`, or `new_tokens`: only the rows of the compression tokens.
+        architecture: The transformers config of `path`, where it must be known without the
+            checkpoint: for `--plan` and `--smoke` off line. Training checks it against the
+            checkpoint.
     """
 
     path: str | None = None
@@ -49,8 +65,15 @@ class ModelSource:
     tokenizer: str | None = None
     chat_template: str | None = None
     compile: bool = True
+    dtype: str = "float32"
+    trainable: str = "all"
+    architecture: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        check_choice("model.dtype", self.dtype, DTYPES)
+        check_choice("model.trainable", self.trainable, ("all", "new_tokens"))
+        if self.architecture is not None and "model_type" not in self.architecture:
+            raise ConfigError("model.architecture needs model_type, for example qwen2.")
         if (self.path is None) == (self.config is None):
             raise ConfigError("Give exactly one of model.path and model.config.")
         if self.config is not None and "model_type" not in self.config:
@@ -131,6 +154,14 @@ class DataConfig:
         row_length: Tokens per packed row.
         full_cot_share: Share of examples written as full chain-of-thought (triggers kept, no
             gists).
+        packing: `best_fit` packs documents into rows; `none` gives each a row of its own.
+        too_long: What becomes of a trace longer than a row: `drop`, `truncate` after the last
+            thought that fits (without answer), or `error`. Dropped and truncated ones are counted.
+        retain_thoughts: Draw `compression.retain_thoughts` for each example from this list (mixed
+            retention training); empty: use the settings'.
+        recover_share: Share of compressed examples whose thoughts are also written again from
+            their gists (the reconstruction loss); needs `compression.recover_token`.
+        num_proc: Processes that encode traces; 0: one for each core, at most 16.
     """
 
     sources: tuple[TraceSource, ...] = ()
@@ -138,16 +169,29 @@ class DataConfig:
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     row_length: int = 4096
     full_cot_share: float = 0.0
+    packing: str = "best_fit"
+    too_long: str = "drop"
+    retain_thoughts: tuple[int, ...] = ()
+    recover_share: float = 0.0
+    num_proc: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "retain_thoughts", tuple(self.retain_thoughts))
+        check_choice("data.packing", self.packing, ("best_fit", "none"))
+        check_choice("data.too_long", self.too_long, ("drop", "truncate", "error"))
+        check_share("data.recover_share", self.recover_share)
+        if any(not isinstance(n, int) or n < 0 for n in self.retain_thoughts):
+            raise ConfigError(
+                f"data.retain_thoughts is {self.retain_thoughts}; it must list whole numbers of 0 "
+                "or more."
+            )
+        if self.num_proc < 0:
+            raise ConfigError(f"data.num_proc is {self.num_proc}; it must be 0 or more.")
         if bool(self.sources) == (self.tasks is not None):
             raise ConfigError("Give exactly one of data.sources and data.tasks.")
         if self.row_length < 16:
             raise ConfigError(f"data.row_length is {self.row_length}; it must be at least 16.")
-        if not 0 <= self.full_cot_share <= 1:
-            raise ConfigError(
-                f"data.full_cot_share is {self.full_cot_share}; it must be between 0 and 1."
-            )
+        check_share("data.full_cot_share", self.full_cot_share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +202,7 @@ class SaveConfig:
     max_shard_size: str = "5GB"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("bfloat16", "float16", "float32"):
-            raise ConfigError(
-                f"save.dtype is {self.dtype!r}; it must be bfloat16, float16 or float32."
-            )
+        check_choice("save.dtype", self.dtype, DTYPES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +217,30 @@ class Recipe:
     compression: CompressionConfig
     data: DataConfig
     trainer: dict[str, Any] = field(default_factory=dict)
+    loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig | None = None
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    evaluate: EvaluateConfig | None = None
     save: SaveConfig = field(default_factory=SaveConfig)
+
+    def __post_init__(self) -> None:
+        data, compression = self.data, self.compression
+        if data.recover_share and not compression.recover_token:
+            raise ConfigError(
+                "data.recover_share needs compression.recover_token, for example '<|recover|>'."
+            )
+        if data.recover_share and compression.blank_gists:
+            raise ConfigError("data.recover_share has nothing to recover from: blank_gists is on.")
+        for retained in data.retain_thoughts:
+            dataclasses.replace(compression, retain_thoughts=retained)
+        if self.loss.distillation and compression.method == "full":
+            raise ConfigError("loss.distillation compares compression with full chain-of-thought; "
+                              "compression.method is full.")  # fmt: skip
+        if self.lora is not None and self.model.trainable != "all":
+            raise ConfigError("lora and model.trainable: new_tokens exclude each other; lora "
+                              "always trains the new rows.")  # fmt: skip
+        if self.lora is not None and self.lora.quantize and self.distributed.strategy != "ddp":
+            raise ConfigError("lora.quantize (QLoRA) needs distributed.strategy: ddp.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `recipe_from_dict` reads back."""
@@ -263,6 +327,10 @@ def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:
         compression=CompressionConfig.from_dict(settings.get("compression") or {}),
         data=_build(DataConfig, data, "data"),
         trainer=trainer,
+        loss=_build(LossConfig, settings.get("loss") or {}, "loss"),
+        lora=_optional(LoraConfig, settings.get("lora"), "lora"),
+        distributed=_build(DistributedConfig, settings.get("distributed") or {}, "distributed"),
+        evaluate=_optional(EvaluateConfig, settings.get("evaluate"), "evaluate"),
         save=_build(SaveConfig, settings.get("save") or {}, "save"),
     )
 
@@ -280,6 +348,10 @@ def check_trainer_keys(trainer: Mapping[str, Any]) -> None:
             raise ConfigError(f"trainer.{key} is set by the recipe itself; leave it out.")
         if key not in known:
             raise ConfigError(f"Unknown setting trainer.{key}.{suggestion(key, known)}")
+
+
+def _optional(kind: type[T], settings: Any, section: str) -> T | None:
+    return None if settings is None else _build(kind, settings, section)
 
 
 def _build(kind: type[T], settings: Any, section: str) -> T:

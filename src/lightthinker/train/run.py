@@ -11,111 +11,158 @@ from typing import Any
 import torch
 import yaml
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from lightthinker.data.packing import collate
 from lightthinker.encode import Encoder
 from lightthinker.errors import ConfigError, DataError
+from lightthinker.train.adapters import add_adapters, base_model, has_adapters
+from lightthinker.train.callbacks import Monitor, StopOnInterrupt
 from lightthinker.train.card import LOG_FILE, RECIPE_FILE, write_card
 from lightthinker.train.checkpoint import check_disk, load_model, save_checkpoint
 from lightthinker.train.datasets import PackedRows, TaskRows
+from lightthinker.train.distributed import checkpoint_format, training_settings
+from lightthinker.train.evaluation import EngineEvaluation
+from lightthinker.train.export import standalone_model
+from lightthinker.train.flops import ModelSize
+from lightthinker.train.loss import install, resolve_chunk
 from lightthinker.train.prepare import prepared_rows
 from lightthinker.train.recipe import Recipe
+from lightthinker.train.resume import (
+    check_ranks_agree,
+    check_resumable,
+    last_complete_checkpoint,
+    rows_hash,
+)
 from lightthinker.train.trainer import (
+    COMPLETE_FILE,
     LightThinkerTrainer,
-    StopOnInterrupt,
-    Throughput,
+    NonFiniteError,
     compile_layers,
 )
+
+JSON_LINES_FILE = "training_log.jsonl"
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
     """Train a recipe to its end.
 
+    Under a launcher every rank calls this; the main process writes.
+
     Args:
         recipe: What to train.
-        resume: Go on from the newest checkpoint of an interrupted run.
+        resume: Go on from the newest whole checkpoint of an interrupted run.
         overwrite: Write into an output folder that is not empty.
 
     Returns:
         The folder of the final checkpoint.
 
     Raises:
-        ConfigError: The output folder is in use, or there is nothing to resume.
+        ConfigError: The output folder is in use, there is nothing to resume, or the run to resume
+            was another one.
+        DataError: No data, or ranks that disagree about it.
+        NonFiniteError: The loss became NaN or infinite; the last checkpoint is from before.
         KeyboardInterrupt: Training was interrupted; a checkpoint was written first.
     """
     output = Path(recipe.output_dir)
-    last = (
-        get_last_checkpoint(str(output / "checkpoints"))
-        if (output / "checkpoints").is_dir()
-        else None
-    )
+    last = last_complete_checkpoint(output / "checkpoints")
     if resume and last is None:
-        raise ConfigError(f"There is no checkpoint to resume in {output / 'checkpoints'}.")
-    if not resume and not overwrite and _is_used(output):
+        raise ConfigError(
+            f"There is no whole checkpoint (with {COMPLETE_FILE}) to resume in "
+            f"{output / 'checkpoints'}."
+        )
+    arguments = training_arguments(recipe)
+    # No rank may create anything in the folder before all have looked.
+    is_used = _is_used(output)
+    _barrier()
+    if not resume and not overwrite and is_used:
         raise ConfigError(
             f"{output} is not empty. Resume it with --resume, or choose another output_dir."
         )
-    arguments = training_arguments(recipe)
-    if arguments.n_gpu > 1 or arguments.world_size > 1:
+    if arguments.n_gpu > 1:
         raise ConfigError(
-            f"Training runs on one GPU; {max(arguments.n_gpu, arguments.world_size)} are in use. "
-            "Set CUDA_VISIBLE_DEVICES=0 and start without torchrun."
+            f"{arguments.n_gpu} GPUs are visible to one process: start with --num-gpus, or set "
+            "CUDA_VISIBLE_DEVICES=0."
         )
     set_seed(arguments.seed)
     model, tokenizer, compression = load_model(recipe, seed=arguments.seed)
     on_gpu = arguments.device.type == "cuda"
     model.set_attn_implementation("lt_flex" if on_gpu else "lt_sdpa")
     model.config.use_cache = False
+    model = add_adapters(model, recipe, compression)
     saves = arguments.save_strategy != "no"
     check_disk(output, model, dtype=recipe.save.dtype, num_checkpoints=1 + saves)
-    rows = _rows(recipe, Encoder(tokenizer, compression), arguments, resume=resume)
-    if overwrite and not resume:
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / RECIPE_FILE).write_text(
-        yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8"
+    with arguments.main_process_first(local=True, desc="preparing data"):
+        rows = _rows(recipe, Encoder(tokenizer, compression), arguments, resume=resume)
+    data_hash = rows_hash(rows)
+    check_ranks_agree(data_hash)
+    rows_per_step = (
+        arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     )
+    manifest = {
+        "data": data_hash,
+        "rows_per_step": rows_per_step,
+        "format": checkpoint_format(recipe, on_gpu=on_gpu),
+    }
+    if resume and last is not None:
+        check_resumable(last, output / RECIPE_FILE, recipe, manifest)
+    _barrier()
+    is_main = arguments.process_index == 0
+    if is_main:
+        _begin(recipe, output, fresh=overwrite and not resume)
+    _barrier()
+    _install_loss(base_model(model, recipe), recipe, arguments, rows)
+    size = ModelSize.of(base_model(model, recipe))
     if on_gpu and recipe.model.compile:
-        compile_layers(model)
-    tokens_per_step = (
-        arguments.train_batch_size * arguments.gradient_accumulation_steps * recipe.data.row_length
-    )
+        compile_layers(model, distributed=arguments.world_size > 1)
     interrupt = StopOnInterrupt()
     trainer = LightThinkerTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         data_collator=collate,
-        callbacks=[interrupt, Throughput(tokens_per_step)],
+        callbacks=[interrupt],
+        manifest=manifest,
+        monitor=Monitor(size, rows_per_step * recipe.data.row_length, output / JSON_LINES_FILE),
     )
+    if recipe.evaluate is not None:
+        trainer.add_callback(EngineEvaluation(trainer, recipe, tokenizer, compression))
     try:
-        trainer.train(resume_from_checkpoint=last if resume else None)
+        trainer.train(resume_from_checkpoint=str(last) if resume else None)
+    except NonFiniteError:
+        _write_log(trainer, output)
+        raise
+    except torch.cuda.OutOfMemoryError as error:
+        raise ConfigError(
+            f"Not enough GPU memory ({error}). In this order: trainer.gradient_checkpointing=true, "
+            "a smaller trainer.per_device_train_batch_size, a smaller loss.chunk_tokens, more GPUs "
+            "(--num-gpus), lora, distributed.cpu_offload=true. `--plan` estimates each."
+        ) from error
     except Exception:
         # A signal to the whole process group also ends the loading workers: what the step in hand
         # then meets depends on the moment (a dead worker, a closed socket), and it may meet it
         # before the signal reaches this process.
         time.sleep(1.0)
-        if not interrupt.interrupted:
+        if not interrupt.interrupted or arguments.world_size > 1:
             raise
         trainer.save_interrupted()
-    _write_log(trainer, output)
+    if is_main:
+        _write_log(trainer, output)
     if interrupt.interrupted:
         raise KeyboardInterrupt(
             f"Interrupted at step {trainer.state.global_step}; go on with --resume."
         )
-    model.config.use_cache = True
-    save_checkpoint(
-        model, tokenizer, output, dtype=recipe.save.dtype, max_shard_size=recipe.save.max_shard_size
-    )
-    write_card(output, recipe, trainer.state.log_history)
+    _save(trainer, recipe, tokenizer, output, sharded=manifest["format"] != "plain")
+    if is_main:
+        write_card(output, recipe, trainer.state.log_history)
+    _barrier()
     return output
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """The recipe's TrainingArguments, with our defaults.
 
-    The paper's schedule, bf16 and fused AdamW on a GPU.
+    The paper's schedule, bf16 and fused AdamW on a GPU; in distributed training the settings of
+    the recipe's strategy.
     """
     on_gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu")
     defaults: dict[str, Any] = {
@@ -133,6 +180,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "disable_tqdm": None,
         "dataloader_num_workers": 0,
     }
+    if recipe.trainer.get("gradient_checkpointing"):
+        defaults["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    defaults |= training_settings(recipe, on_gpu=on_gpu)
     values = {k: v for k, v in (defaults | recipe.trainer).items() if v is not None}
     try:
         return TrainingArguments(
@@ -140,7 +190,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
             remove_unused_columns=False,
             **values,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
 
 
@@ -161,14 +211,61 @@ def _rows(
     return TaskRows(
         encoder,
         data.tasks,
-        row_length=data.row_length,
+        data=data,
         num_rows=arguments.max_steps * per_step,
-        full_cot_share=data.full_cot_share,
+        teacher=recipe.loss.distillation > 0,
     )
+
+
+def _install_loss(model: Any, recipe: Recipe, arguments: TrainingArguments, rows: Any) -> None:
+    chunk = resolve_chunk(
+        recipe.loss.chunk_tokens,
+        num_tokens=arguments.train_batch_size * recipe.data.row_length,
+        vocab_size=model.get_output_embeddings().weight.shape[0],
+        distillation=recipe.loss.distillation,
+    )
+    if chunk is None:
+        return
+    if arguments.label_smoothing_factor:
+        raise ConfigError("trainer.label_smoothing_factor needs loss.chunk_tokens: null.")
+    if getattr(model.config, "output_router_logits", False):
+        raise ConfigError("A router loss (output_router_logits) needs loss.chunk_tokens: null.")
+    install(model, chunk_tokens=chunk, distillation=recipe.loss.distillation)
+
+
+def _begin(recipe: Recipe, output: Path, *, fresh: bool) -> None:
+    """Write the recipe into the output folder; a fresh run forgets an older one there."""
+    if fresh:
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        (output / JSON_LINES_FILE).unlink(missing_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / RECIPE_FILE).write_text(
+        yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8"
+    )
+
+
+def _save(
+    trainer: LightThinkerTrainer, recipe: Recipe, tokenizer: Any, output: Path, *, sharded: bool
+) -> None:
+    """Write the final checkpoint: whole, merged, plain Hugging Face."""
+    settings = {"dtype": recipe.save.dtype, "max_shard_size": recipe.save.max_shard_size}
+    adapted = has_adapters(recipe)
+    model = standalone_model(trainer, recipe) if sharded or adapted else trainer.model
+    if not trainer.is_world_process_zero():
+        return
+    model.config.use_cache = True
+    save_checkpoint(model, tokenizer, output, **settings)
+    if recipe.lora is not None and recipe.lora.save_adapter:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output / "adapter")
 
 
 def _is_used(output: Path) -> bool:
     return output.exists() and any(p.name != "prepared" for p in output.iterdir())
+
+
+def _barrier() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def _write_log(trainer: LightThinkerTrainer, output: Path) -> None:

@@ -8,10 +8,10 @@ import torch
 
 from lightthinker.attention.triton.sample import _cut_kernel, sample
 from lightthinker.attention.triton.sampling_batch import RowSampling, SamplingBatch
+from lightthinker.testing.sampling import candidates, exponential, philox, race_winner
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real thing")
 CPU = torch.device("cpu")
-MASK = np.uint64(2**32 - 1)
 
 
 def draw(logits, rows, *, batch=None, padding=0):
@@ -23,22 +23,6 @@ def draw(logits, rows, *, batch=None, padding=0):
     valid = torch.zeros(len(logits), dtype=torch.bool)
     sample(logits.clone(), batch, tokens, valid)
     return tokens, valid
-
-
-def candidates(logits, setting, seen=()):
-    """The obvious reference: sort, cut, renormalise. Zero where an id cannot be sampled."""
-    x = logits.double().clone()
-    for i in seen:
-        x[i] = x[i] / setting.repetition_penalty if x[i] > 0 else x[i] * setting.repetition_penalty
-    x[list(setting.forbidden)] = float("-inf")
-    p = torch.softmax(x / setting.temperature, 0)
-    p[p < setting.min_p * p.max()] = 0
-    if 0 < setting.top_k < len(p):
-        p[p < p.sort(descending=True).values[setting.top_k - 1]] = 0
-    p /= p.sum()
-    ordered, order = p.sort(descending=True)
-    p[order[ordered.cumsum(0) - ordered >= setting.top_p]] = 0
-    return p / p.sum()
 
 
 SETTINGS = {
@@ -100,26 +84,6 @@ def test_greedy_takes_the_largest_allowed_id_and_the_first_of_equals():
     assert valid.all()
 
 
-def philox(seed, c0, c1):
-    """Philox4x32-10 (Salmon et al., SC11), written out: four words for each counter."""
-    seed = np.asarray(seed, dtype=np.uint64)
-    key0, key1 = seed & MASK, seed >> np.uint64(32)
-    c = [np.asarray(c0, np.uint64), np.asarray(c1, np.uint64), np.uint64(0), np.uint64(0)]
-    for _ in range(10):
-        high0, low0 = divmod(c[0] * np.uint64(0xD2511F53), np.uint64(2**32))
-        high1, low1 = divmod(c[2] * np.uint64(0xCD9E8D57), np.uint64(2**32))
-        c = [high1 ^ c[1] ^ key0, low1, high0 ^ c[3] ^ key1, low0]
-        key0, key1 = (key0 + np.uint64(0x9E3779B9)) & MASK, (key1 + np.uint64(0xBB67AE85)) & MASK
-    return c
-
-
-def noise(seed, step, ids):
-    """Exponential noise of each id: 4096 ids share 1024 counters, lane by lane."""
-    words = philox(seed, ids // 4096 * 1024 + ids % 1024, np.full_like(ids, step))
-    word = np.choose(ids % 4096 // 1024, words)
-    return -np.log1p(-(word.astype(np.float64) + 0.5) / 2**32)
-
-
 def test_philox_is_the_published_one():
     """Known-answer vectors of the Random123 library for a zero counter and key."""
     words = philox(0, np.array([0]), np.array([0]))
@@ -138,12 +102,7 @@ def test_the_sampled_id_wins_the_exponential_race():
         RowSampling(temperature=1.0, seed=10, min_p=0.01),
     ]
     tokens, _ = draw(logits, rows)
-    ids = np.arange(9000)
-    for x, row, token in zip(logits, rows, tokens.tolist()):
-        p = candidates(x, row).numpy()
-        with np.errstate(divide="ignore"):
-            race = noise(row.seed % 2**64, row.step, ids) / p
-        assert token == race.argmin()
+    assert tokens.tolist() == [race_winner(x, row) for x, row in zip(logits, rows)]
 
 
 def test_the_race_follows_the_probabilities():
@@ -153,7 +112,7 @@ def test_the_race_follows_the_probabilities():
     columns = []
     for i in range(6):
         words = philox(seeds, np.full(20_000, i), np.full(20_000, 3))
-        columns.append(-np.log1p(-(words[0].astype(np.float64) + 0.5) / 2**32) / p[i])
+        columns.append(exponential(words[0]) / p[i])
     counts = np.bincount(np.argmin(columns, axis=0), minlength=6)
     assert ((counts - 20_000 * p) ** 2 / (20_000 * p)).sum() < 20.5
 
@@ -200,14 +159,17 @@ def test_repetition_penalty_looks_at_the_requests_own_history():
     assert batch.seen[0].tolist() == [1, 1, 0, 0]
     batch.begin_history(0, [2])
     assert batch.seen[0].tolist() == [0, 0, 1, 0]
-    logits = torch.tensor([[0.1, 0.2, 0.5, -0.4]]).repeat(4, 1)
+    batch.begin_history(0, [0])
+    negative = torch.tensor([[-1.0, -1.2, -9.0, -9.0]])
+    assert int(draw(negative, rows[:1], batch=batch)[0]) == 1
+    logits = torch.tensor([[0.1, 0.2, 0.5, -0.4]])
     setting = RowSampling(temperature=1.0, repetition_penalty=10.0, history=0, top_k=2)
     p = candidates(logits[0], setting, seen=[2])
     assert set(p.nonzero().flatten().tolist()) == {0, 1}
     for seed in range(4):
         batch.begin_history(0, [2])
         row = RowSampling(**{**vars(setting), "seed": seed})
-        assert int(draw(logits[:1], [row], batch=batch)[0]) in (0, 1)
+        assert int(draw(logits, [row], batch=batch)[0]) in (0, 1)
 
 
 def test_a_row_with_nothing_left_is_reported_alone():

@@ -88,8 +88,8 @@ def _tile_kernel(
     if WINDOW > 0:
         # As in the kernel for single rows: a bound that only saves loads.
         oldest = tl.load(field + _TOKEN_INDEX * rows_stride, mask=real, other=0) - WINDOW + 1
-        position = tl.load(field + _LIVE_POSITION * rows_stride, mask=real, other=0)
-        lower = tl.where(real, tl.maximum(lower, position - WINDOW + 1), _FAR)
+        own_position = tl.load(field + _LIVE_POSITION * rows_stride, mask=real, other=0)
+        lower = tl.where(real, tl.maximum(lower, own_position - WINDOW + 1), _FAR)
     page_table_line = (
         page_table
         + tl.load(rows + _SEQUENCE * rows_stride + first).to(tl.int64) * page_table_stride

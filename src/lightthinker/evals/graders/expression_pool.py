@@ -7,6 +7,7 @@ is wrong. The pool may be used from several threads at once. Knows nothing of wh
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib.util
 import json
 import os
@@ -92,10 +93,10 @@ class ExpressionPool:
             worker = worker or _Worker(self.limit_s)
             reply = worker.ask({"reference": reference, "answer": answer})
         finally:
-            if worker is not None and reply is None:
+            alive = worker if reply is not None else None
+            self._idle.put(alive)
+            if worker is not alive and worker is not None:
                 worker.kill()
-                worker = None
-            self._idle.put(worker)
         if reply is None:
             return ExpressionVerdict(correct=False, found=None, ended=False)
         return ExpressionVerdict(correct=bool(reply["correct"]), found=reply["found"], ended=True)
@@ -163,7 +164,8 @@ class _Worker:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 _shared: ExpressionPool | None = None

@@ -3,7 +3,7 @@ r"""Multiple choice: which letter did the text choose?
 Strict: the last stated answer (see `marks`) begins with an option letter: `\boxed{B}`, `(B)`,
 `B. the option's text`. Flexible: that, or the option whose text is stated, or else the last letter
 in the text: in parentheses, else alone in emphasis or on a line, else standing free (`A` before a
-lower-case word is an article, `I` a pronoun).
+lower-case word is an article, `I` a pronoun). Two letters stated (`A or B`) are no answer.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from lightthinker.evals.graders.marks import marked_answer, undecorated
 from lightthinker.evals.graders.verdict import Grade, shown
 
-_STATED = re.compile(r"(?:option|choice)?\s*[(\[]?([A-Za-z])(?:[)\]]|(?=[\s.:,]|$))", re.IGNORECASE)
+_STATED = re.compile(
+    r"(?:option|choice)?\s*[(\[]?([A-Za-z])(?:[)\]]|(?=[\s.:,/&]|$))", re.IGNORECASE
+)
 _PARENTHESISED = re.compile(r"\(([A-Z])\)")
 _ALONE = re.compile(
     r"(?:^|\n)[ \t]*[*_(\[]{0,4}([A-Z])[*_)\].:]{0,4}[ \t]*(?=\n|$)|\*\*([A-Z])\*\*"
 )
 _FREE = re.compile(r"(?<![A-Za-z0-9_'’\\])([A-Z])(?![A-Za-z0-9_'’])")
 _ARTICLE = re.compile(r"[ \t]+[a-z]")
+_ANOTHER = re.compile(r"\s*(?:,|/|&|and\b|or\b)\s*[(\[]?[A-Z](?![A-Za-z])")
 
 
 def grade_letter(prediction: str, reference: str, *, options: Sequence[str]) -> Grade:
@@ -35,13 +38,14 @@ def grade_letter(prediction: str, reference: str, *, options: Sequence[str]) -> 
         The grade; extracted answers are letters.
     """
     letters = [chr(ord("A") + index) for index in range(len(options))]
-    stated = marked_answer(prediction)
-    strict = _stated_letter(stated, letters) if stated else None
-    flexible = strict
-    if flexible is None and stated:
-        flexible = _option_letter(stated, options, letters)
-    if flexible is None:
-        flexible = _last_letter(prediction, letters)
+    stated = marked_answer(prediction) or ""
+    is_hedged = bool((first := _STATED.match(stated)) and _ANOTHER.match(stated, first.end()))
+    strict = flexible = None
+    if not is_hedged:
+        strict = _stated_letter(stated, letters)
+        flexible = (
+            strict or _option_letter(stated, options, letters) or _last_letter(prediction, letters)
+        )
     return Grade(
         strict=strict == reference,
         flexible=flexible == reference,
@@ -57,7 +61,8 @@ def _stated_letter(stated: str, letters: Sequence[str]) -> str | None:
     rest = stated[match.end() :]
     is_article = match[1] in "Aa" and match[0][-1] in "Aa" and _ARTICLE.match(rest)
     is_word = match[1].islower() and rest.strip() and match[0][-1] not in ")]"
-    return match[1].upper() if match[1].upper() in letters and not (is_article or is_word) else None
+    letter = match[1].upper()
+    return letter if letter in letters and not (is_article or is_word) else None
 
 
 def _option_letter(stated: str, options: Sequence[str], letters: Sequence[str]) -> str | None:

@@ -1,7 +1,8 @@
 r"""Answers that are words: one of a few (yes/no, valid/invalid, True/False), a list, any text.
 
 Strict: the last stated answer (see `marks`) is the reference. Flexible: for one of a few words,
-else the last of them in the text; for lists and other texts, else the last line. Letter case, white
+else the last of them in the text (`yes or no` is no answer); for lists and other texts, else the
+last line. Letter case, white
 space and outer punctuation do not count.
 """
 
@@ -31,14 +32,14 @@ def grade_choice_word(prediction: str, reference: str, *, allowed: Sequence[str]
     """
     words = "|".join(re.escape(word) for word in allowed)
     whole = re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.IGNORECASE)
-    stated = marked_answer(prediction)
-    match = whole.match(stated) if stated else None
-    strict = match[0] if match else None
-    last = None
-    if strict is None:
+    stated = marked_answer(prediction) or ""
+    strict = flexible = None
+    if not re.match(rf"(?:{words})\s*(?:,|/|and|or)\s*(?:{words})\b", stated, re.IGNORECASE):
+        first, last = whole.match(stated), None
         for last in whole.finditer(prediction):  # noqa: B007
             pass
-    flexible = strict or (last[0] if last else None)
+        strict = first[0] if first else None
+        flexible = strict or (last[0] if last else None)
     expected = reference.casefold()
     return Grade(
         strict=strict is not None and strict.casefold() == expected,

@@ -1,0 +1,174 @@
+"""What the engine's benchmarks share: model shapes with random weights, steady state, results.
+
+Weights are random and thoughts are forced at a fixed length (`max_thought_tokens`): speed depends
+on shapes and lengths, not on what the tokens say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from lightthinker.compression import CompressionConfig
+from lightthinker.engine.engine import EngineConfig, LLMEngine
+from lightthinker.engine.sequence import Sequence, Status
+from lightthinker.evals.results import package_versions
+from lightthinker.testing.models import byte_tokenizer
+
+BANDWIDTH = 3.0e12
+"""Bytes per second that an H100 copies, as measured (device to device, read and written)."""
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "tie_word_embeddings": True,
+    },
+    "Qwen2.5-1.5B": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
+    "Qwen2.5-7B": {
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+    },
+}
+
+NUM_GISTS = 9
+FIRST_WORD, NUM_WORDS = 20, 180
+"""Prompts are drawn from these ids, which every shape has."""
+
+
+def parser(text: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks have."""
+    made = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--smoke", action="store_true", help="a tiny shape, seconds, any device")
+    made.add_argument("--output", type=Path, help="write the results there, as JSON")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--enforce-eager", action="store_true", help="no graphs, no compiling")
+    return made
+
+
+def make_model(shape: str) -> Any:
+    """Return a model of this shape with random weights, bf16 on a GPU."""
+    on_cuda = torch.cuda.is_available()
+    settings = SHAPES[shape] | {"max_position_embeddings": 65_536}
+    torch.manual_seed(0)
+    with torch.device("cuda" if on_cuda else "cpu"):
+        return AutoModelForCausalLM.from_config(
+            Qwen2Config(**settings), dtype=torch.bfloat16 if on_cuda else torch.float32
+        ).eval()
+
+
+def compression(shape: str) -> CompressionConfig:
+    """Return thought-level settings; the special ids are the vocabulary's last."""
+    last = SHAPES[shape]["vocab_size"] - 1
+    return CompressionConfig(
+        num_gists=NUM_GISTS,
+        trigger_id=last,
+        gist_ids=tuple(last - 1 - i for i in range(NUM_GISTS)),
+        continue_id=last - 1 - NUM_GISTS,
+    )
+
+
+def make_engine(model: Any, shape: str, **config: Any) -> LLMEngine:
+    """Return a warm engine."""
+    engine = LLMEngine(model, byte_tokenizer(), compression(shape), config=EngineConfig(**config))
+    console = Console(stderr=True)
+    with console.status(shape) as status:
+        engine.warm_up(lambda words: status.update(f"{shape}: {words}"))
+    return engine
+
+
+def words(count: int, draw: random.Random) -> list[int]:
+    """Return a prompt of random ids."""
+    return [FIRST_WORD + draw.randrange(NUM_WORDS) for _ in range(count)]
+
+
+def weight_bytes(model: Any) -> int:
+    """Return the bytes of weights a decode step reads; an untied embedding is only looked up."""
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    embedding = model.get_input_embeddings().weight
+    tied = embedding is model.get_output_embeddings().weight
+    return total if tied else total - embedding.numel() * embedding.element_size()
+
+
+def skip_prefill(engine: LLMEngine) -> None:
+    """Let all waiting sequences begin as if their prompts, but for the last token, had been read.
+
+    Their KV is what the pool happens to hold: right in size, which is what takes time.
+    """
+    scheduler = engine.scheduler
+    for sequence in list(scheduler.waiting):
+        if len(scheduler.running) >= scheduler.max_num_seqs or not _adopt(engine, sequence):
+            return
+
+
+def _adopt(engine: LLMEngine, sequence: Sequence) -> bool:
+    scheduler, size = engine.scheduler, engine.pool.page_size
+    num_tokens = len(sequence.prompt_ids) - 1
+    num_pages = -(-num_tokens // size)
+    if engine.pool.allocator.num_free < num_pages + len(scheduler.running):
+        return False
+    scheduler.waiting.remove(sequence)
+    sequence.pages = engine.pool.allocator.allocate(num_pages)
+    sequence.adopt(num_tokens)
+    sequence.status = Status.RUNNING
+    scheduler.running.append(sequence)
+    return True
+
+
+def synchronise() -> None:
+    """Wait until the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def report(options: argparse.Namespace, rows: list[dict[str, Any]], **extra: Any) -> None:
+    """Print a table and, last, one line of JSON; write the results where asked."""
+    table = Table()
+    for name in rows[0] if rows else ():
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console(width=160).print(table)
+    on_cuda = torch.cuda.is_available()
+    results = {
+        "benchmark": Path(sys.argv[0]).stem,
+        "device": torch.cuda.get_device_name() if on_cuda else f"{platform.machine()} CPU",
+        "versions": package_versions(),
+        "command": shlex.join(["python", *sys.argv]),
+        "seed": options.seed,
+        **extra,
+        "rows": rows,
+    }
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results))

@@ -1,0 +1,1 @@
+"""More than one engine: offline batches with exactly-once output, and replicas on Ray."""

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: `lightthinker serve`, or `create_app` for a server of your own."""

@@ -1,0 +1,45 @@
+"""The trained weights as one plain model, apart from the one being trained.
+
+Shards are gathered, adapters merged; the training model is left as it is. Every rank calls in, the
+main process gets the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from lightthinker.compression import CONFIG_KEY
+from lightthinker.train.adapters import add_adapters, has_adapters
+from lightthinker.train.checkpoint import load_model
+from lightthinker.train.recipe import Recipe
+from lightthinker.train.trainer import LightThinkerTrainer
+
+
+@torch.no_grad()
+def standalone_model(trainer: LightThinkerTrainer, recipe: Recipe) -> Any:
+    """Return a copy of the model on the CPU, with whole, merged weights; None on other ranks.
+
+    Random number generators are left as they were.
+    """
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return None
+    with torch.random.fork_rng():
+        if has_adapters(recipe):
+            model, _, compression = load_model(recipe, seed=trainer.args.seed, quantize=False)
+            model = add_adapters(model, recipe, compression)
+            trained = {n for n, p in model.named_parameters() if p.requires_grad}
+            adapters = {name: tensor for name, tensor in state.items() if name in trained}
+            assert len(adapters) == len(trained), "adapter weights are missing from the state"
+            model.load_state_dict(adapters, strict=False)
+            return model.merge_and_unload()
+        config = type(trainer.model.config).from_dict(trainer.model.config.to_dict())
+        setattr(config, CONFIG_KEY, getattr(trainer.model.config, CONFIG_KEY))
+        config.use_cache = True
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(state)
+        model.tie_weights()
+        return model

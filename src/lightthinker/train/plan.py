@@ -1,0 +1,237 @@
+"""`--plan`: what a recipe will train, and estimates of memory and time, before a GPU is touched.
+
+Weights live on the meta device only. Memory is counted from what the training step keeps: weights,
+gradients, two Adam moments, the activations that the backward pass needs, and the logits. Time is
+flops over a device's peak at an assumed utilisation, and is called an estimate because it is one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from lightthinker.compression import CompressionConfig
+from lightthinker.errors import ConfigError
+from lightthinker.train.adapters import add_adapters
+from lightthinker.train.checkpoint import TASK_TOKENIZER, plan_config
+from lightthinker.train.flops import PEAK_BF16, ModelSize, peak_of_name
+from lightthinker.train.loss import resolve_chunk
+from lightthinker.train.prepare import SUMMARY_FILE
+from lightthinker.train.recipe import Recipe
+from lightthinker.train.task_tokenizer import build_task_tokenizer
+
+ASSUMED_MFU = 0.4
+DEVICE_MEMORY_GB = {"H100": 80.0, "H200": 141.0, "A100": 80.0, "B200": 180.0, "L40S": 48.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Estimates for one GPU of `num_gpus`; memory in GB of 1e9 bytes, time in hours.
+
+    Attributes:
+        size: The model.
+        num_gpus: GPUs that share the work.
+        strategy: How; `single` for one.
+        weights_gb: Weights held.
+        gradients_gb: Their gradients.
+        optimizer_gb: Adam's two moments, float32.
+        activations_gb: Kept for the backward pass.
+        logits_gb: Logits of a chunk or batch, and their gradient.
+        gathered_gb: Weights of the layers gathered at once (sharded training).
+        rows_per_step: Rows in an optimizer step.
+        num_steps: Optimizer steps; None until the data is prepared.
+        flops_per_step: Useful flops of a step.
+    """
+
+    size: ModelSize
+    num_gpus: int
+    strategy: str
+    weights_gb: float
+    gradients_gb: float
+    optimizer_gb: float
+    activations_gb: float
+    logits_gb: float
+    gathered_gb: float
+    rows_per_step: int
+    num_steps: int | None
+    flops_per_step: float
+
+    @property
+    def memory_gb(self) -> float:
+        """Planned peak memory of one GPU."""
+        return (
+            self.weights_gb
+            + self.gradients_gb
+            + self.optimizer_gb
+            + self.activations_gb
+            + self.logits_gb
+            + self.gathered_gb
+        )
+
+    def hours(self, device: str, mfu: float = ASSUMED_MFU) -> float | None:
+        """Estimated hours on such devices; None if steps or device are not known."""
+        peak = peak_of_name(device)
+        if self.num_steps is None or peak is None:
+            return None
+        return self.num_steps * self.flops_per_step / (peak * mfu * self.num_gpus) / 3600
+
+
+def make_plan(recipe: Recipe, *, num_gpus: int = 1) -> Plan:
+    """Estimate a run on `num_gpus` GPUs.
+
+    Raises:
+        CheckpointError: The checkpoint's config cannot be read, and `model.architecture` is not
+            given.
+        ConfigError: The global batch cannot be split.
+    """
+    size, bytes_per_weight = _measure(recipe)
+    trainer, distributed = recipe.trainer, recipe.distributed
+    per_device = trainer.get("per_device_train_batch_size") or 1
+    accumulation = trainer.get("gradient_accumulation_steps") or 1
+    if distributed.global_batch_size is not None:
+        accumulation, rest = divmod(distributed.global_batch_size, per_device * num_gpus)
+        if rest or not accumulation:
+            raise ConfigError(
+                f"distributed.global_batch_size = {distributed.global_batch_size} cannot be split "
+                f"over {num_gpus} GPUs of {per_device} rows."
+            )
+    sharded = num_gpus > 1 and distributed.strategy != "ddp"
+    shards = num_gpus if sharded else 1
+    offload = distributed.cpu_offload and sharded
+    tokens = per_device * recipe.data.row_length
+    frozen = size.num_parameters - size.num_trainable
+    held = (4 * size.num_trainable + bytes_per_weight * frozen) / shards
+    chunk = resolve_chunk(
+        recipe.loss.chunk_tokens,
+        num_tokens=tokens,
+        vocab_size=size.vocab_size,
+        distillation=recipe.loss.distillation,
+    )
+    steps = trainer.get("max_steps") or 0
+    rows_per_step = per_device * accumulation * num_gpus
+    rows, pairs = _rows(recipe)
+    if steps <= 0 and rows is not None:
+        steps = int((trainer.get("num_train_epochs") or 3) * -(-rows // rows_per_step))
+    step_tokens = rows_per_step * recipe.data.row_length
+    layer = (size.num_parameters - 2 * size.vocab_size * size.hidden_size) / size.num_layers
+    distilled = 1 + (1 / 3 if recipe.loss.distillation else 0)
+    return Plan(
+        size=size,
+        num_gpus=num_gpus,
+        strategy=distributed.strategy if num_gpus > 1 else "single",
+        weights_gb=0.0 if offload else held / 1e9,
+        gradients_gb=0.0 if offload else 4 * size.num_trainable / shards / 1e9,
+        optimizer_gb=0.0 if offload else 8 * size.num_trainable / shards / 1e9,
+        activations_gb=_activation_bytes(recipe, size) * tokens / 1e9,
+        # Logits in bf16 and float32, their softmax's gradient in float32.
+        logits_gb=10 * (chunk or tokens) * size.vocab_size / 1e9,
+        gathered_gb=(2 * 2 * layer + 2 * size.vocab_size * size.hidden_size) / 1e9
+        if sharded
+        else 0.0,
+        rows_per_step=rows_per_step,
+        num_steps=steps if steps > 0 else None,
+        flops_per_step=distilled * size.training_flops(step_tokens, int(pairs * step_tokens)),
+    )
+
+
+def print_plan(recipe: Recipe, plan: Plan) -> None:
+    """Print a plan for people: what is trained, memory of each GPU, time, what fits."""
+    size = plan.size
+    share = size.num_trainable / size.num_parameters
+    compression = recipe.compression
+    lines = [
+        ("trained", f"{recipe.model.path or 'from scratch'}: {size.num_parameters:,} parameters, "
+                    f"{size.num_trainable:,} trained ({share:.2%})"),
+        ("method", f"{compression.method}, {compression.num_gists} gists, full chain-of-thought "
+                   f"share {recipe.data.full_cot_share:g}"),
+        ("GPUs", f"{plan.num_gpus} ({plan.strategy})"),
+        ("step", f"{plan.rows_per_step} rows of {recipe.data.row_length} tokens, "
+                 f"{plan.flops_per_step / 1e15:.2f} PFLOP"),
+        ("steps", f"{plan.num_steps:,}" if plan.num_steps else
+                  "known once the data is prepared (lightthinker prepare)"),
+    ]  # fmt: skip
+    lines += [
+        (name.replace("_gb", " (estimate)"), f"{getattr(plan, name):8.2f} GB")
+        for name in (
+            "weights_gb", "gradients_gb", "optimizer_gb", "activations_gb", "logits_gb",
+            "gathered_gb", "memory_gb",
+        )
+    ]  # fmt: skip
+    fits = [d for d, memory in DEVICE_MEMORY_GB.items() if plan.memory_gb < 0.92 * memory]
+    lines.append(
+        ("fits on (estimate)", ", ".join(fits) or "none of " + ", ".join(DEVICE_MEMORY_GB))
+    )
+    for device in ("A100", "H100", "B200"):
+        hours = plan.hours(device)
+        if hours is not None:
+            lines.append(
+                (f"time on {device} (estimate)", f"{hours:.2f} h at {ASSUMED_MFU:.0%} of "
+                 f"{PEAK_BF16[device] / 1e12:.0f} TFLOP/s")
+            )  # fmt: skip
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        print(f"{name:<{width}}  {text}")
+
+
+def _measure(recipe: Recipe) -> tuple[ModelSize, float]:
+    """Build the model on the meta device, its new rows and adapters included."""
+    config = plan_config(recipe.model, vocab_size=_task_vocabulary(recipe))
+    dtype = getattr(torch, recipe.model.dtype)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    quantized = recipe.lora is not None and recipe.lora.quantize
+    if recipe.lora is not None or recipe.model.trainable == "new_tokens":
+        # On meta the quantised model has the same shapes; only bytes per weight differ.
+        plain = recipe
+        tokens = range(len(recipe.compression.special_tokens))
+        model = add_adapters(model, plain, _numbered(recipe.compression, list(tokens)))
+        model = model.get_base_model()
+    return ModelSize.of(model), 0.55 if quantized else dtype.itemsize
+
+
+def _numbered(compression: CompressionConfig, ids: list[int]) -> CompressionConfig:
+    """Stand-in token ids: the plan has no tokenizer, and only their number matters."""
+    settings = compression.to_dict()
+    gists = len(dict.fromkeys(compression.gist_tokens))
+    if compression.method != "full":
+        settings["gist_ids"] = [min(i, gists - 1) for i in range(compression.num_gists)]
+        settings["trigger_id"] = ids[-1] if compression.has_trigger else None
+    return CompressionConfig.from_dict(settings)
+
+
+def _task_vocabulary(recipe: Recipe) -> int | None:
+    if recipe.model.tokenizer != TASK_TOKENIZER and recipe.data.tasks is None:
+        return None
+    return len(build_task_tokenizer()) + len(recipe.compression.special_tokens)
+
+
+def _activation_bytes(recipe: Recipe, size: ModelSize) -> float:
+    """Bytes kept for the backward pass, for each token of a micro-batch.
+
+    A layer under bf16 autocast keeps: the float32 inputs of its two norms and the normalised bf16
+    copies, query, key, value, attention output and log-sum-exp, the three feed-forward activations
+    and their product. With checkpointing only each layer's float32 input is kept, and one layer in
+    full while it is recomputed.
+    """
+    width, inner = size.hidden_size, size.intermediate_size
+    attention = 2 * size.head_dim * (2 * size.num_heads + 2 * size.num_kv_heads)
+    layer = 2 * 4 * width + 2 * 2 * width + attention + 4 * size.num_heads + 2 * 4 * inner
+    if recipe.trainer.get("gradient_checkpointing"):
+        return 4.0 * width * size.num_layers + layer + 12.0 * width
+    return float(layer * size.num_layers + 12 * width)
+
+
+def _rows(recipe: Recipe) -> tuple[int | None, float]:
+    """Rows of the prepared data if there are any, and visible keys for each token."""
+    file = Path(recipe.output_dir) / "prepared" / SUMMARY_FILE
+    if file.is_file():
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        peaks = summary["peak_tokens"] or summary["full_cot_tokens"]
+        visible = peaks["p50"] / 2 if peaks else recipe.data.row_length / 2
+        return int(summary["num_rows"]), visible
+    return None, recipe.data.row_length / 2

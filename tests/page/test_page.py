@@ -1,0 +1,261 @@
+"""The page in a real browser: what people see, hear and can take away."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from conftest import FOREVER, HOSTILE, PROBLEM, STATIC, answer
+
+from lightthinker.tasks import count_tokens, solve
+from lightthinker.tasks.problem import Problem
+from lightthinker.testing.fake_server import FakeServer
+
+SLOW_S = 30.0
+CONTROLS = {
+    "button", "textbox", "radio", "combobox", "spinbutton", "link", "listbox", "checkbox", "image",
+    "img",
+}  # fmt: skip
+SIZES = [count_tokens(thought) + 1 for thought in PROBLEM.thoughts]
+
+
+def ask(page, question: str, mode: str = "on") -> None:  # type: ignore[no-untyped-def]
+    page.check(f"input[name=mode][value={mode}]", force=True)
+    page.fill("#question", question)
+    page.press("#question", "Enter")
+
+
+def done(page, runs: int = 1) -> None:  # type: ignore[no-untyped-def]
+    page.locator(".cost").nth(runs - 1).wait_for()
+
+
+def test_thoughts_fold_and_open_again(visit, server) -> None:  # type: ignore[no-untyped-def]
+    page = visit()
+    ask(page, PROBLEM.question)
+    done(page)
+
+    heads = page.locator(".thought.folded.closed .head")
+    names = [heads.nth(i).get_attribute("aria-label") for i in range(heads.count())]
+    assert names == [
+        f"Thought {i + 1}: {size} tokens compressed to 4 gists" for i, size in enumerate(SIZES)
+    ]
+    assert page.locator(".thought .gists i").count() == 4 * len(SIZES)
+    body = page.locator(".thought .body").first
+    body.wait_for(state="hidden")
+    assert heads.first.get_attribute("aria-expanded") == "false"
+    heads.first.click()
+    body.wait_for(state="visible")
+    assert heads.count() == len(SIZES) - 1
+    assert body.inner_text().startswith(PROBLEM.thoughts[0])
+    assert page.inner_text(".answer .text") == PROBLEM.answer
+
+    prompt, text = count_tokens(PROBLEM.question), count_tokens(PROBLEM.answer)
+    live = prompt + 5 * len(SIZES) + text
+    full = prompt + sum(SIZES) + text
+    assert page.inner_text(".big b.ours") == str(live)
+    assert page.inner_text(".big b.full") == str(full)
+    assert page.inner_text("[data-counter=freed] dd") == str(sum(SIZES))
+    assert page.inner_text("[data-counter=gists] dd") == str(4 * len(SIZES))
+    assert f"{live} KV tokens now" in page.get_attribute(".plot", "aria-label")
+    assert page.locator(".plot .series.ours .line").count() == 1
+    assert page.inner_text("#announcer").endswith(PROBLEM.answer)
+    request = server.requests[0]
+    assert request["lightthinker"] == {"compression": True, "events": True}
+    assert request["stream_options"] == {"include_usage": True}
+
+
+def test_the_chart_answers_pointer_and_keys(visit) -> None:  # type: ignore[no-untyped-def]
+    page = visit()
+    ask(page, PROBLEM.question)
+    done(page)
+
+    page.focus(".plot")
+    page.keyboard.press("ArrowLeft")
+
+    assert page.is_visible(".tip")
+    assert "full CoT" in page.inner_text(".tip")
+    assert "KiB" in page.inner_text(".tip")
+    page.click(".axes button[data-axis=seconds]")
+    assert "seconds" in page.inner_html(".plot")
+
+
+@pytest.mark.parametrize("way", ["Escape", "button"])
+def test_stop_ends_the_request(visit, server, way: str) -> None:  # type: ignore[no-untyped-def]
+    page = visit()
+    ask(page, FOREVER)
+    page.wait_for_selector(".thought.folded")
+
+    if way == "button":
+        page.click("#stop")
+    else:
+        page.keyboard.press("Escape")
+
+    page.wait_for_selector("text=Stopped.")
+    assert server.aborted.wait(SLOW_S)
+    assert page.is_visible("#send")
+    assert not page.is_visible("#stop")
+    ask(page, PROBLEM.question)
+    done(page, runs=2)
+    assert [m["role"] for m in server.requests[-1]["messages"]] == ["user"]
+
+
+def test_side_by_side_runs_both_ways_at_once(visit, server) -> None:  # type: ignore[no-untyped-def]
+    page = visit()
+    ask(page, PROBLEM.question, "both")
+    done(page, runs=2)
+
+    assert sorted(r["lightthinker"]["compression"] for r in server.requests) == [False, True]
+    assert page.locator(".run.ours .thought.folded").count() == len(SIZES)
+    kept = page.locator(".run.full .thought.kept:not(.closed) .text")
+    assert tuple(kept.all_inner_texts()) == PROBLEM.thoughts
+    left, right = (page.locator(f".run.{kind}").bounding_box() for kind in ("ours", "full"))
+    assert left["x"] + left["width"] <= right["x"]
+    assert page.get_attribute(".axes button[data-axis=seconds]", "aria-pressed") == "true"
+    for kind in ("ours", "full"):
+        assert page.locator(f".plot .series.{kind} .line").count() == 1
+
+
+def test_later_turns_carry_answers_without_reasoning(visit, server) -> None:  # type: ignore[no-untyped-def]
+    page = visit()
+    ask(page, "first")
+    done(page)
+    ask(page, "second")
+    done(page, runs=2)
+
+    assert server.requests[1]["messages"] == [
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": PROBLEM.answer},
+        {"role": "user", "content": "second"},
+    ]
+
+
+def test_export(visit, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    page = visit()
+    ask(page, HOSTILE)
+    done(page)
+
+    page.click("#export")
+    with page.expect_download() as data:
+        page.click("#export-json")
+    page.click("#export")
+    with page.expect_download() as document:
+        page.click("#export-html")
+
+    transcript = json.loads(Path(data.value.path()).read_text(encoding="utf-8"))
+    run = transcript["turns"][0]["runs"][0]
+    assert transcript["format"] == "lightthinker-transcript/1"
+    assert transcript["turns"][0]["question"] == HOSTILE
+    assert [t["num_gists"] for t in run["thoughts"]] == [4, 4]
+    assert run["kv_curve"][-1]["live_tokens"] < run["kv_curve"][-1]["full_cot_tokens"]
+    assert run["usage"]["lightthinker"]["thoughts"] == 2
+    saved = tmp_path / "transcript.html"
+    document.value.save_as(saved)
+    shown = visit(saved.as_uri())
+    assert shown.inner_text(".asked") == HOSTILE
+    assert shown.locator("img, script").count() == 0
+    assert shown.title() == "LightThinker transcript"
+    shown.locator("summary").first.click()
+    assert shown.locator("details[open]").count() == 1
+
+
+def test_hostile_text_is_inert(visit) -> None:  # type: ignore[no-untyped-def]
+    page = visit()
+    ask(page, HOSTILE)
+    done(page)
+
+    assert page.inner_text(".asked") == HOSTILE
+    written = "".join(HOSTILE.split())
+    assert "".join(page.inner_text(".answer .text").split()) == written
+    assert page.locator("#turns img, #turns script, #turns style").count() == 0
+    assert page.title() == "LightThinker"
+
+
+def test_every_control_has_a_name(visit) -> None:  # type: ignore[no-untyped-def]
+    page = visit()
+    page.wait_for_selector(".examples button")
+    seen = unnamed(page)
+    ask(page, PROBLEM.question, "both")
+    done(page, runs=2)
+    page.click("#export")
+    seen += unnamed(page)
+    page.click("#open-settings")
+    seen += unnamed(page)
+
+    assert len(seen) > 40
+    assert [role for role, name in seen if not name] == []
+
+
+def unnamed(page) -> list[tuple[str, str]]:  # type: ignore[no-untyped-def]
+    """Return role and name of every control in the accessibility tree."""
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    return [
+        (node["role"]["value"], node.get("name", {}).get("value", ""))
+        for node in tree
+        if not node["ignored"] and node["role"]["value"] in CONTROLS
+    ]
+
+
+def test_an_api_key_is_asked_for_and_kept_for_the_tab(browser) -> None:  # type: ignore[no-untyped-def]
+    with FakeServer(answer, api_key="sesame", static=STATIC) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("dialog[open] #settings-note")
+        page.fill("#api-key", "sesame")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#model-name:has-text('scripted')")
+        ask(page, PROBLEM.question)
+        done(page)
+
+        assert page.evaluate("sessionStorage.getItem('lightthinker.key')") == "sesame"
+        assert page.evaluate("Object.values(localStorage).join()") == ""
+        page.close()
+
+
+@pytest.mark.parametrize("width", [320, 820])
+def test_nothing_is_wider_than_a_small_screen(visit, width: int) -> None:  # type: ignore[no-untyped-def]
+    page = visit(width=width, height=700)
+    ask(page, PROBLEM.question, "both")
+    done(page, runs=2)
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_theme_follows_the_system_until_chosen(visit) -> None:  # type: ignore[no-untyped-def]
+    page = visit(scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(background)
+    page.click("#theme")
+    light = page.evaluate(background)
+    page.reload()
+
+    assert dark != light
+    assert page.evaluate(background) == light
+
+
+def test_examples_are_the_tasks_own() -> None:
+    path = Path(__file__).parents[2] / "scripts" / "update_page_examples.py"
+    spec = importlib.util.spec_from_file_location("update_page_examples", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    shipped = json.loads((STATIC / "examples.json").read_text(encoding="utf-8"))["examples"]
+
+    assert shipped == script.examples()
+    for example in shipped:
+        problem = Problem(
+            family=example["family"], question=example["question"], thoughts=(), answer="",
+            value="", chance=0.0, lookups=(), difficulty="",
+        )  # fmt: skip
+        assert solve(problem) == example["value"]
+
+
+def test_the_page_names_nothing_outside_itself() -> None:
+    for path in STATIC.rglob("*.*"):
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "//cdn" not in text, path
+        assert "http" not in text.replace("http-equiv", ""), path
+        assert "innerHTML" not in text, path
+        assert " style=" not in text, path

@@ -1,0 +1,113 @@
+"""Block masks without the dense mask: the blocks torch finds, linear memory, no recompiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
+
+from lightthinker.block_mask import as_block_mask, causal_blocks, strip_blocks
+from lightthinker.data.packing import pack_row
+from lightthinker.encode import Example
+from lightthinker.layout import LayoutRules, Role
+from lightthinker.layout_builder import LayoutBuilder
+from lightthinker.masks import LifetimeBatch
+
+TENSORS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
+           "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices")  # fmt: skip
+
+
+def random_example(rules, rng):
+    builder = LayoutBuilder(rules)
+    builder.prompt(int(rng.integers(1, 400)))
+    for length in rng.integers(1, 150, 5).tolist():
+        builder.sampled(length)
+        builder.compress()
+    layout = builder.build()
+    ids = np.zeros(len(layout), dtype=np.int32)
+    return Example(ids, ids, layout)
+
+
+def lifetime_batch(rules, row_length, seed, num_rows=2):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num_rows):
+        examples, room = [], row_length
+        while True:
+            example = random_example(rules, rng)
+            if len(example) > room:
+                break
+            examples.append(example)
+            room -= len(example)
+        rows.append(pack_row(examples, row_length, pad_id=0, variants=True))
+    return LifetimeBatch(
+        *(
+            torch.from_numpy(np.stack([row[name] for row in rows]))
+            for name in ("expires", "first", "last", "skip")
+        )
+    )
+
+
+@pytest.mark.parametrize("row_length", [1536, 1700])
+@pytest.mark.parametrize("retain", [0, 2])
+def test_blocks_of_lifetimes_are_torch_s_own(row_length, retain):
+    batch = lifetime_batch(LayoutRules(num_gists=3, retain_thoughts=retain), row_length, seed=1)
+    plain = LifetimeBatch(batch.expires).combine(causal_mask_function)
+    expected = create_block_mask(plain, 2, None, row_length, row_length, device="cpu")
+    ours = as_block_mask(*causal_blocks(batch.expires), plain, (row_length, row_length))
+    assert int(ours.full_kv_num_blocks.sum()) > 0
+    for name in TENSORS:
+        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), msg=name)
+
+
+@pytest.mark.parametrize("window", [None, 200])
+def test_blocks_of_any_mask_are_torch_s_own(window):
+    rules = LayoutRules(num_gists=3, see_current=True, bi_directional=True)
+    batch = lifetime_batch(rules, 1700, seed=2)
+    model_mask = sliding_window_causal_mask_function(window) if window else causal_mask_function
+    mask = batch.combine(model_mask)
+    expected = create_block_mask(mask, 2, None, 1700, 1700, device="cpu")
+    ours = as_block_mask(*strip_blocks(mask, 2, 1700, 1700, "cpu"), mask, (1700, 1700))
+    for name in TENSORS:
+        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), msg=name)
+
+
+def test_the_dense_mask_is_never_made():
+    """65,536 tokens: the dense mask would be 4 GiB, a strip of it is 8 MiB."""
+    length = 65_536
+    builder = LayoutBuilder(LayoutRules(num_gists=4))
+    builder.prompt(100)
+    while len(builder) < length - 300:
+        builder.sampled(200)
+        builder.sampled(role=Role.TRIGGER)
+        builder.compress()
+    builder.sampled(length - len(builder), role=Role.ANSWER)
+    expires = torch.from_numpy(builder.build().expires)[None]
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        partial, full = causal_blocks(expires)
+    allocated = max(event.cpu_memory_usage for event in profile.key_averages())
+    assert int((partial | full).sum()) < 4 * (length // 128) + 512 * 512
+    assert allocated < 64 * 2**20
+
+
+def test_changing_batches_do_not_recompile():
+    """The program is compiled once; `error_on_recompile` turns a second time into an error."""
+    torch.compiler.reset()
+    heads = torch.randn(1, 2, 1536, 16)
+    compiled = torch.compile(flex_attention, backend="eager", dynamic=False)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(3):
+            expires = lifetime_batch(LayoutRules(num_gists=3), 1536, seed, num_rows=1).expires
+            mask = LifetimeBatch(expires).combine(causal_mask_function)
+            block_mask = as_block_mask(*causal_blocks(expires), mask, (1536, 1536))
+            compiled(heads, heads, heads, block_mask=block_mask)
+        shorter, expires = heads[:, :, :256], expires[:, :256]
+        mask = LifetimeBatch(expires).combine(causal_mask_function)
+        block_mask = as_block_mask(*causal_blocks(expires), mask, (256, 256))
+        with pytest.raises(Exception, match="Recompil"):
+            compiled(shorter, shorter, shorter, block_mask=block_mask)
+    torch.compiler.reset()
