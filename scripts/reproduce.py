@@ -47,6 +47,7 @@ WITH_TRAINED = ("main_table", "gsm8k_methods")
 BUDGETS = (96, 128, 192, 256, 384, 512)
 LENGTHS = {"long": ("2k", 3500), "4k": ("4k", 7000), "8k": ("8k", 13500)}
 FAMILIES = ("programs", "word_problems", "entity_tracking", "multiplication", "register_machine")
+LONG_FAMILIES = ("programs", "entity_tracking", "multiplication", "register_machine")
 BUNDLED_ARGUMENTS = (
     "eval demo --methods full_cot,lightthinker,gists_blanked --swap-gists --num-problems 1000 "
     "--max-tokens 1100 --card --output results/bundled_model.json --overwrite"
@@ -148,7 +149,8 @@ class Reproduction:
         steps = []
         lengths = {"tiny": ("tiny", 100), "demo": ("demo", 100)} if self.options.smoke else LENGTHS
         for difficulty, (name, max_tokens) in lengths.items():
-            base = {**self._settings(self._families(), max_tokens), "difficulty": difficulty}
+            families = self._families() if self.options.smoke else LONG_FAMILIES
+            base = {**self._settings(families, max_tokens), "difficulty": difficulty}
             for method in ("full_cot", "lightthinker"):
                 step = self._step(f"{method}_{name}", method, (method,), base, suffix=f"/{name}")
                 steps.append(step)

@@ -5,13 +5,26 @@ from itertools import islice
 
 import pytest
 
-from lightthinker.tasks import DIFFICULTIES, FAMILIES, generate, stream
+from lightthinker.tasks import DIFFICULTIES, FAMILIES, generate, solve, stream, verify
 from lightthinker.tasks.__main__ import main
+from lightthinker.tasks.tokenization import count_tokens
+
+
+@pytest.mark.parametrize(("difficulty", "length"), [("4k", 4000), ("8k", 8000)])
+def test_long_traces_have_the_length_they_are_named_after(difficulty: str, length: int) -> None:
+    names = [name for name, family in FAMILIES.items() if difficulty in family.difficulties]
+    assert names == ["programs", "entity_tracking", "multiplication", "register_machine"]
+    for name in names:
+        problems = [generate(name, seed=seed, difficulty=difficulty) for seed in range(5)]
+        traces = [count_tokens(problem.response) for problem in problems]
+        assert 0.95 * length < sum(traces) / len(traces) < 1.2 * length
+        assert all(verify(problem, problem.response).correct for problem in problems)
+        assert [solve(problem) for problem in problems] == [p.value for p in problems]
 
 
 def test_all_families_share_the_difficulties() -> None:
     assert DIFFICULTIES == ("tiny", "demo", "standard", "long", "mixed")
-    assert {family.difficulties for family in FAMILIES.values()} == {DIFFICULTIES}
+    assert all(f.difficulties[: len(DIFFICULTIES)] == DIFFICULTIES for f in FAMILIES.values())
     assert all(name == family.name for name, family in FAMILIES.items())
 
 

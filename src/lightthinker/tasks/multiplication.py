@@ -127,11 +127,11 @@ FAMILY = TaskFamily(
         "demo": MultiplicationSize(num_rows=(3, 4)),
         "standard": MultiplicationSize(num_rows=(5, 6)),
         "long": MultiplicationSize(num_rows=(17, 19)),
-        "4k": MultiplicationSize(num_rows=(35, 38)),
-        "8k": MultiplicationSize(num_rows=(71, 76)),
         "mixed": MultiplicationSize(
             num_rows=(2, 7), multiplicand_digits=(2, 3), multiplier_digits=(1, 3)
         ),
+        "4k": MultiplicationSize(num_rows=(35, 38)),
+        "8k": MultiplicationSize(num_rows=(71, 76)),
     },
     build=build,
     solve=solve,

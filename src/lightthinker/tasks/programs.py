@@ -144,11 +144,11 @@ FAMILY = TaskFamily(
         "demo": ProgramSize(num_steps=(4, 6)),
         "standard": ProgramSize(num_steps=(9, 12)),
         "long": ProgramSize(num_steps=(38, 42)),
-        "4k": ProgramSize(num_steps=(76, 82)),
-        "8k": ProgramSize(num_steps=(150, 162)),
         "mixed": ProgramSize(
             num_steps=(1, 13), num_queried=(2, 3), moduli=(10, 100, 1000, 1000, 1000, 1000)
         ),
+        "4k": ProgramSize(num_steps=(76, 82)),
+        "8k": ProgramSize(num_steps=(150, 162)),
     },
     build=build,
     solve=solve,

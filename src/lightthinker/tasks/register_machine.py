@@ -222,11 +222,11 @@ FAMILY = TaskFamily(
         "demo": RegisterMachineSize(num_registers=(3, 4), num_lines=(3, 4), num_steps=(4, 6)),
         "standard": RegisterMachineSize(num_registers=(3, 4), num_lines=(4, 6), num_steps=(9, 11)),
         "long": RegisterMachineSize(num_registers=(4, 5), num_lines=(5, 7), num_steps=(42, 46)),
-        "4k": RegisterMachineSize(num_registers=(4, 5), num_lines=(5, 7), num_steps=(76, 82)),
-        "8k": RegisterMachineSize(num_registers=(4, 5), num_lines=(5, 7), num_steps=(152, 162)),
         "mixed": RegisterMachineSize(
             num_registers=(2, 4), num_lines=(2, 6), num_steps=(2, 12), moduli=(10, 100, 100, 100)
         ),
+        "4k": RegisterMachineSize(num_registers=(4, 5), num_lines=(5, 7), num_steps=(76, 82)),
+        "8k": RegisterMachineSize(num_registers=(4, 5), num_lines=(5, 7), num_steps=(152, 162)),
     },
     build=build,
     solve=solve,

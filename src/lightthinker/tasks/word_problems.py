@@ -234,8 +234,6 @@ FAMILY = TaskFamily(
         "demo": WordProblemSize(num_steps=(4, 5)),
         "standard": WordProblemSize(num_steps=(8, 10)),
         "long": WordProblemSize(num_steps=(34, 38)),
-        "4k": WordProblemSize(num_steps=(66, 74)),
-        "8k": WordProblemSize(num_steps=(134, 146)),
         "mixed": WordProblemSize(
             num_steps=(1, 11), num_queried=(2, 3), limits=(30, 100, 1000, 1000, 1000, 1000)
         ),
