@@ -62,6 +62,18 @@ def test_blocks_of_lifetimes_are_torch_s_own(row_length, retain):
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), msg=name)
 
 
+@pytest.mark.parametrize("at", [128, 129, 255, 256, 257])
+def test_blocks_at_the_edge_of_a_block(at):
+    """One key that expires just before, at or after the last query of a block."""
+    expires = torch.full((1, 384), 384, dtype=torch.int32)
+    expires[0, 7] = at
+    mask = LifetimeBatch(expires).combine(causal_mask_function)
+    expected = create_block_mask(mask, 1, None, 384, 384, device="cpu")
+    ours = as_block_mask(*causal_blocks(expires), mask, (384, 384))
+    for name in TENSORS:
+        torch.testing.assert_close(getattr(ours, name), getattr(expected, name), msg=name)
+
+
 @pytest.mark.parametrize("window", [None, 200])
 def test_blocks_of_any_mask_are_torch_s_own(window):
     rules = LayoutRules(num_gists=3, see_current=True, bi_directional=True)
