@@ -164,3 +164,18 @@ def test_aborts_and_failures_leave_no_page_behind():
     assert engine.pool.allocator.num_used == 0
     assert engine.step() == []
     assert not engine.has_unfinished_requests()
+
+
+def test_a_failing_step_spares_whoever_has_all_its_tokens():
+    engine = make_engine(THOUGHTS, is_async=True, sampler=ScriptedSampler({"a": LETTERS}))
+    engine.add_request("a", [30] * 9, SamplingParams(max_tokens=2, ignore_eos=True))
+    engine.step()
+    engine.step()
+    assert engine.scheduler.running[0].num_forwarded == 10, "its last token is being sampled"
+    engine.add_request("b", [31] * 9, SamplingParams(max_tokens=2, ignore_eos=True))
+    with pytest.raises(KeyError):
+        engine.step()
+    (output,) = engine.step()
+    assert (output.request_id, output.outputs[0].text) == ("a", "ab")
+    assert not engine.has_unfinished_requests()
+    assert engine.pool.allocator.num_used == 0

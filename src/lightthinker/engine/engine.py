@@ -254,6 +254,7 @@ class LLMEngine:
             except BaseException:
                 for s in scheduled:
                     self.abort_request(s.sequence.request_id)
+                self._in_flight = previous  # Others may still wait for their last token.
                 raise
         if previous:
             self._settle(previous, launched)
@@ -316,7 +317,8 @@ class LLMEngine:
                 continue
             if self._writer.settle(sequence, request, tokens[place]) and later:
                 later.place.pop(sequence, None)
-            if step.logits is not None and sequence.params.logprobs is not None:
+            is_known = sequence.finish_reason != "error"
+            if is_known and step.logits is not None and sequence.params.logprobs is not None:
                 # Read back: what was forced is reported too, with its own probability.
                 token, num_top = sequence.sampled_ids[-1], sequence.params.logprobs
                 sequence.logprobs.append(token_logprob(step.logits[place], token, num_top))
