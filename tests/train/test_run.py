@@ -23,7 +23,7 @@ from lightthinker.errors import CheckpointError, ConfigError, DataError
 from lightthinker.testing.training import tiny_recipe, training_losses
 from lightthinker.train.card import update_card
 from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
-from lightthinker.train.run import train
+from lightthinker.train.run import train, training_arguments
 
 recipe, losses = tiny_recipe, training_losses
 
@@ -107,6 +107,12 @@ def test_a_signal_to_the_whole_process_group_still_saves(tmp_path, number):
             process.wait()
     saved = list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/model.safetensors"))
     assert len(saved) == 1, log.read_text()[-2000:]
+
+
+def test_an_unquoted_no_is_the_word_no(tmp_path):
+    plain = recipe(tmp_path / "run")
+    plain.trainer["save_strategy"] = yaml.safe_load("no")
+    assert training_arguments(plain).save_strategy == "no"
 
 
 def test_one_batch_of_eight_equals_eight_accumulated_batches_of_one(tmp_path):

@@ -75,9 +75,11 @@ def train(
         launch(num_gpus, [str(recipe), *set_, *chosen], on_cpu=on_cpu)
         return
     from lightthinker.train.run import train
-    from lightthinker.train.smoke import smoke_recipe
 
-    loaded = smoke_recipe(loaded) if smoke else loaded
+    if smoke:
+        from lightthinker.train.smoke import smoke_recipe
+
+        loaded = smoke_recipe(loaded)
     folder = train(loaded, resume=resume, overwrite=overwrite or smoke)
     print(f"Checkpoint: {folder}")
 

@@ -184,6 +184,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         defaults["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     defaults |= training_settings(recipe, on_gpu=on_gpu)
     values = {k: v for k, v in (defaults | recipe.trainer).items() if v is not None}
+    for name, value in values.items():
+        if value is False and name.endswith("_strategy"):
+            values[name] = "no"  # What YAML makes of an unquoted `no`.
     try:
         return TrainingArguments(
             output_dir=str(Path(recipe.output_dir) / "checkpoints"),
