@@ -189,7 +189,7 @@ def test_security_headers_are_on_pages_and_errors(http):
     for path in ("/", "/nowhere"):
         headers = http.get(path).headers
         assert "default-src 'self'" in headers["Content-Security-Policy"]
-        assert "'unsafe-inline'" not in headers["Content-Security-Policy"].split("style-src")[0]
+        assert "unsafe" not in headers["Content-Security-Policy"]
         assert headers["X-Content-Type-Options"] == "nosniff"
 
 

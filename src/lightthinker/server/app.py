@@ -24,7 +24,7 @@ from lightthinker.server.errors import JSON, APIError, install_handlers
 from lightthinker.server.formats import ChatFormat, TextFormat
 from lightthinker.server.generation import Call, ChoiceFormat
 from lightthinker.server.metrics import CONTENT_TYPE, Metrics
-from lightthinker.server.middleware import Gate, content_security_policy
+from lightthinker.server.middleware import Gate
 from lightthinker.server.prompts import Prompts
 from lightthinker.server.protocol import (
     ChatCompletionRequest,
@@ -38,9 +38,6 @@ from lightthinker.server.sampling import Sampling
 from lightthinker.server.settings import ServerSettings
 
 STATIC = Path(__file__).parent / "static"
-_NO_PAGE = (
-    "<!doctype html><title>LightThinker</title><p>This server has no page; its API is at /v1."
-)
 
 
 class Server:
@@ -175,10 +172,9 @@ def create_app(engine: AsyncLLM, settings: ServerSettings | None = None) -> Fast
     install_handlers(app)
     _add_api(app, server)
     _add_status(app, server)
-    page = _add_page(app)
+    _add_page(app)
     app.add_middleware(
-        Gate, settings=server.settings, page_policy=content_security_policy(page),
-        on_refusal=server.metrics.refuse,
+        Gate, settings=server.settings, on_refusal=server.metrics.refuse,
     )  # fmt: skip
     if server.settings.allowed_origins:
         app.add_middleware(
@@ -245,15 +241,11 @@ def _add_status(app: FastAPI, server: Server) -> None:
         return JSON({"version": __version__})
 
 
-def _add_page(app: FastAPI) -> str:
-    """Add the page and its files; return its HTML."""
-    index = STATIC / "index.html"
-    page = index.read_text(encoding="utf-8") if index.is_file() else _NO_PAGE
+def _add_page(app: FastAPI) -> None:
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
         return HTMLResponse(page)
 
-    if STATIC.is_dir():
-        app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    return page
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
