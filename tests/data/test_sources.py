@@ -267,6 +267,7 @@ def test_upstream(tmp_path: Path) -> None:
         answer="It is \\boxed{4}.",
         system="Your role as an assistant ...",
         thoughts=("Two pairs.\n\n", "So four."),
+        answer_pieces=("It is \\boxed{4}.",),
         source="rows.jsonl:1",
     )
 

@@ -13,7 +13,7 @@ from lightthinker.evals.benchmarks import HELD_OUT_SEEDS, SEED_STRIDE, families,
 from lightthinker.tasks import FAMILIES, generate
 from lightthinker.tokens import resolve_tokens
 from lightthinker.train.datasets import TaskRows
-from lightthinker.train.recipe import TaskSource
+from lightthinker.train.recipe import DataConfig, TaskSource
 from lightthinker.train.task_tokenizer import build_task_tokenizer
 
 
@@ -63,7 +63,8 @@ def test_no_held_out_problem_is_trained_on() -> None:
     tokenizer.add_tokens(list(config.special_tokens), special_tokens=True)
     encoder = Encoder(tokenizer, resolve_tokens(tokenizer, config))
     source = TaskSource(difficulty="standard")
-    rows = TaskRows(encoder, source, row_length=2048, num_rows=60, full_cot_share=1.0)
+    data = DataConfig(row_length=2048, full_cot_share=1.0, tasks=source)
+    rows = TaskRows(encoder, source, data=data, num_rows=60)
     trained = "".join(tokenizer.decode(row["input_ids"].tolist()) for row in rows)
 
     problems = load_benchmark("tasks", num_problems=50)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,7 @@ class LLMEngine:
         Args:
             on_phase: Told in words what begins.
         """
-        if self.graphs is None or self.runner.device.type != "cuda":
+        if self.graphs is None or self.graphs.is_captured or self.runner.device.type != "cuda":
             return
         say = on_phase or (lambda words: None)
         say("compiling the model")
@@ -200,6 +201,11 @@ class LLMEngine:
         for sequence in request.sequences:
             self.scheduler.add(sequence)
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache that one live token takes."""
+        return self.pool.bytes_per_token
+
     def has_unfinished_requests(self) -> bool:
         """Whether a request still waits or runs."""
         return bool(self._requests)
@@ -229,6 +235,11 @@ class LLMEngine:
         for sequence in request.sequences if request else ():
             if sequence.finish_reason is None:
                 self.scheduler.finish(sequence, "abort")
+
+    def expire_request(self, request_id: str) -> None:
+        """Let a request's time be up: the next step ends it. Unknown ids are ignored."""
+        if request_id in self._requests:
+            self._requests[request_id].deadline = -inf
 
     def step(self) -> list[RequestOutput]:
         """Run one step over everything scheduled.

@@ -69,6 +69,11 @@ class GraphRunner:
         self._inputs = StagedBuffer(NUM_INPUTS * largest, runner.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether the graphs are there."""
+        return bool(self._graphs)
+
     def capture(self, on_size: Callable[[int], None] | None = None) -> None:
         """Capture all sizes, the largest first, so that the others fit into its memory.
 

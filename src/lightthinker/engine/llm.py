@@ -11,11 +11,13 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.distributed import DistributedConfig
 
 from lightthinker.compression import CONFIG_KEY, CompressionConfig
 from lightthinker.encode import render_prompt
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.outputs import RequestOutput
+from lightthinker.engine.parallel import ParallelEngine
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.errors import CheckpointError, RequestError
 from lightthinker.tokens import resolve_tokens
@@ -43,6 +45,9 @@ class LLM:
         enable_prefix_caching: Share the pages of prompts that begin alike.
         enforce_eager: On a GPU, neither compile the model nor capture CUDA graphs: a quick start,
             slower steps.
+        attention_backend: `torch`, `triton`, or `auto`: Triton on CUDA, torch on a CPU.
+        tensor_parallel_size: Devices that share each copy of the model, in one process each.
+        data_parallel_size: Copies of the model; requests go to the least busy one.
 
     Raises:
         CheckpointError: The folder is missing, has no safetensors weights, or settings that its
@@ -68,15 +73,11 @@ class LLM:
         page_size: int = 16,
         enable_prefix_caching: bool = True,
         enforce_eager: bool = False,
+        attention_backend: str = "auto",
+        tensor_parallel_size: int = 1,
+        data_parallel_size: int = 1,
     ):
         self.device = _device(device)
-        loaded, self.tokenizer = load_checkpoint(model, dtype=_dtype(dtype, self.device))
-        loaded.to(self.device)
-        self.model_config = loaded.config
-        saved = getattr(loaded.config, CONFIG_KEY, None)
-        self.compression = compression or (CompressionConfig.from_dict(saved) if saved else None)
-        if self.compression:
-            _check_ids(self.compression, self.tokenizer, str(model))
         config = EngineConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -85,9 +86,27 @@ class LLM:
             gpu_memory_utilization=gpu_memory_utilization,
             enable_prefix_caching=enable_prefix_caching,
             enforce_eager=enforce_eager,
+            attention_backend=attention_backend,
         )
-        self.engine = LLMEngine(loaded, self.tokenizer, self.compression, config=config)
-        self._warm_up()
+        options: dict[str, Any] = {"dtype": dtype, "compression": compression, "config": config}
+        self.engine: LLMEngine
+        if tensor_parallel_size * data_parallel_size > 1:
+            self.model_config, self.tokenizer = _load_config(model)
+            self.compression = _compression(self.model_config, self.tokenizer, compression, model)
+            parallel = ParallelEngine(
+                model,
+                options,
+                device_type=self.device.type,
+                tensor_parallel_size=tensor_parallel_size,
+                data_parallel_size=data_parallel_size,
+            )
+            # It has what generating takes: requests in, steps, outputs out.
+            self.engine = cast(LLMEngine, parallel)
+        else:
+            self.engine = load_engine(model, device=str(self.device), **options)
+            self.model_config = self.engine.runner.model.config
+            self.tokenizer, self.compression = self.engine.tokenizer, self.engine.compression
+            self._warm_up()
         self._ids = itertools.count()
         self._latest: dict[str, RequestOutput] = {}
 
@@ -100,7 +119,7 @@ class LLM:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that one live token takes."""
-        return self.engine.pool.bytes_per_token
+        return self.engine.kv_bytes_per_token
 
     def generate(
         self,
@@ -180,6 +199,45 @@ class LLM:
         return render_prompt(self.tokenizer, messages, begin)
 
 
+def load_engine(
+    model: str | Path,
+    *,
+    device: str,
+    dtype: str,
+    compression: CompressionConfig | None,
+    config: EngineConfig,
+    tensor_parallel: bool = False,
+) -> LLMEngine:
+    """Load a checkpoint into an engine of this process; see `LLM`.
+
+    Args:
+        model: Folder or hub name.
+        device: Torch device.
+        dtype: `auto` or a dtype's name.
+        compression: Overrides the checkpoint's settings.
+        config: Sizes.
+        tensor_parallel: Load this rank's slice; torch.distributed is set up.
+    """
+    place = _device(device)
+    loaded, tokenizer = load_checkpoint(
+        model, dtype=_dtype(dtype, place), tensor_parallel=tensor_parallel
+    )
+    if not tensor_parallel:
+        loaded.to(place)
+    settings = _compression(loaded.config, tokenizer, compression, model)
+    return LLMEngine(loaded, tokenizer, settings, config=config)
+
+
+def _compression(
+    model_config: Any, tokenizer: Any, override: CompressionConfig | None, name: str | Path
+) -> CompressionConfig | None:
+    saved = getattr(model_config, CONFIG_KEY, None)
+    settings = override or (CompressionConfig.from_dict(saved) if saved else None)
+    if settings:
+        _check_ids(settings, tokenizer, str(name))
+    return settings
+
+
 def _check_ids(compression: CompressionConfig, tokenizer: Any, name: str) -> None:
     """Raise CheckpointError unless the saved token ids are the tokenizer's."""
     found = resolve_tokens(tokenizer, compression)
@@ -192,8 +250,15 @@ def _check_ids(compression: CompressionConfig, tokenizer: Any, name: str) -> Non
             )
 
 
-def load_checkpoint(model: str | Path, *, dtype: torch.dtype | str) -> tuple[Any, Any]:
+def load_checkpoint(
+    model: str | Path, *, dtype: torch.dtype | str, tensor_parallel: bool = False
+) -> tuple[Any, Any]:
     """Load model and tokenizer from a folder or hub name; safetensors only, no remote code.
+
+    Args:
+        model: Folder or hub name.
+        dtype: Of the weights.
+        tensor_parallel: Load this rank's slice, by transformers' plan for the model.
 
     Raises:
         CheckpointError: It is not there, or its weights are pickled.
@@ -209,15 +274,22 @@ def load_checkpoint(model: str | Path, *, dtype: torch.dtype | str) -> tuple[Any
                 "Convert them to safetensors first (save_pretrained does)."
             )
         raise CheckpointError(f"{model} holds no *.safetensors weights.")
+    config, tokenizer = _load_config(model)
+    plan = {"distributed_config": DistributedConfig(tp_plan="auto")} if tensor_parallel else {}
     try:
-        config = AutoConfig.from_pretrained(model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, config=config, dtype=dtype, use_safetensors=True
+            model, config=config, dtype=dtype, use_safetensors=True, **plan
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"Cannot load {model}: {error}") from error
     return loaded, tokenizer
+
+
+def _load_config(model: str | Path) -> tuple[Any, Any]:
+    try:
+        return AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot load {model}: {error}") from error
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,0 +1,224 @@
+"""Engines in processes of their own behind one engine's interface: data and tensor parallel.
+
+Each *replica* holds the whole model and serves its own requests (data parallel); its *ranks* hold a
+slice of every layer each (tensor parallel, transformers' own plan). Rank 0 talks to this process;
+before each step it tells the other ranks what was asked of it, so all ranks of a replica add, abort
+and step alike and stay in the same state without another word. What could make them differ, random
+seeds and the clock, is decided before it is told.
+
+Processes are spawned: a script that uses this needs the usual `if __name__ == "__main__":`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import socket
+from collections.abc import Sequence
+from multiprocessing import connection, get_context
+from pathlib import Path
+from typing import Any
+
+from lightthinker.engine.outputs import RequestOutput
+from lightthinker.engine.parallel_worker import Added, Failed, Ready, Refused, Stepped, serve
+from lightthinker.engine.reporting import EngineStats
+from lightthinker.engine.sampling_params import SamplingParams
+from lightthinker.errors import RequestError
+
+
+class WorkerError(RuntimeError):
+    """A process of the engine has died or failed."""
+
+
+class _Replica:
+    """One replica's processes, and the pipe to its rank 0."""
+
+    def __init__(self, number: int, options: dict[str, Any], devices: Sequence[str]):
+        context = get_context("spawn")
+        self.number = number
+        self.pipe, theirs = context.Pipe()
+        port = _free_port()
+        self.processes = [
+            context.Process(
+                target=serve,
+                args=(theirs if rank == 0 else None, rank, len(devices), port, device, options),
+                daemon=True,
+                name=f"lightthinker-{number}-{rank}",
+            )
+            for rank, device in enumerate(devices)
+        ]
+        for process in self.processes:
+            process.start()
+        theirs.close()
+        self.unfinished: dict[str, int] = {}
+        self.stats: EngineStats | None = None
+
+    def receive(self) -> Any:
+        """Return the next message; raises WorkerError if there will be none."""
+        try:
+            message = self.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            raise WorkerError(
+                f"Replica {self.number} of the engine has died; the model has to be loaded anew."
+            ) from error
+        if isinstance(message, Failed):
+            raise WorkerError(f"Replica {self.number} of the engine failed: {message.reason}")
+        return message
+
+    def send(self, command: Any) -> None:
+        try:
+            self.pipe.send(command)
+        except (BrokenPipeError, ConnectionError) as error:
+            raise WorkerError(f"Replica {self.number} of the engine has died.") from error
+
+
+class ParallelEngine:
+    """`LLMEngine`'s interface over several processes.
+
+    Args:
+        model: Folder or hub name.
+        options: Arguments of `load_engine` that all processes share.
+        device_type: `cuda` or `cpu`; on CUDA, rank r of replica d takes GPU `d * ranks + r`.
+        tensor_parallel_size: Ranks per replica.
+        data_parallel_size: Replicas.
+
+    Raises:
+        RequestError: There are fewer GPUs than processes.
+        WorkerError: A process could not start.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        options: dict[str, Any],
+        *,
+        device_type: str,
+        tensor_parallel_size: int = 1,
+        data_parallel_size: int = 1,
+    ):
+        count = tensor_parallel_size * data_parallel_size
+        _check_devices(device_type, count)
+        self._replicas: list[_Replica] = []
+        self._early: list[RequestOutput] = []
+        try:
+            for number in range(data_parallel_size):
+                first = number * tensor_parallel_size
+                devices = [
+                    f"cuda:{first + rank}" if device_type == "cuda" else "cpu"
+                    for rank in range(tensor_parallel_size)
+                ]
+                shared = {"model": str(model), **options}
+                self._replicas.append(_Replica(number, shared, devices))
+            ready = [replica.receive() for replica in self._replicas]
+        except BaseException:
+            self.shutdown()
+            raise
+        assert all(isinstance(message, Ready) for message in ready), ready
+        self.kv_bytes_per_token: int = ready[0].kv_bytes_per_token
+        self.max_model_len: int = ready[0].max_model_len
+        for replica, message in zip(self._replicas, ready, strict=True):
+            replica.stats = message.stats
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = True,
+    ) -> None:
+        """Queue a request at the replica with the fewest; see `LLMEngine.add_request`."""
+        if self._replica_of(request_id):
+            raise RequestError(f"Request id {request_id!r} is in use.")
+        params = params or SamplingParams()
+        if params.seed is None:
+            params = dataclasses.replace(params, seed=random.getrandbits(62))
+        replica = min(self._replicas, key=lambda r: len(r.unfinished))
+        replica.send(("add", request_id, prompt, params, stream))
+        replica.unfinished[request_id] = 0
+        while True:
+            message = replica.receive()
+            if isinstance(message, Stepped):
+                self._early += self._note(replica, message)
+            elif isinstance(message, Refused):
+                del replica.unfinished[request_id]
+                raise message.error
+            else:
+                assert isinstance(message, Added), message
+                replica.unfinished[request_id] = message.num_prompt_tokens
+                return
+
+    def abort_request(self, request_id: str) -> None:
+        """End a request and free what it holds; unknown ids are ignored."""
+        replica = self._replica_of(request_id)
+        if replica:
+            del replica.unfinished[request_id]
+            replica.send(("abort", request_id))
+        self._early = [o for o in self._early if o.request_id != request_id]
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether a request still waits or runs, or has an output that nobody took."""
+        return bool(self._early) or any(r.unfinished for r in self._replicas)
+
+    def step(self) -> list[RequestOutput]:
+        """Wait for any replica's step; returns the requests that changed and stream, or finished.
+
+        Raises:
+            WorkerError: A process died; its requests are lost.
+        """
+        outputs, self._early = self._early, []
+        busy = [r for r in self._replicas if r.unfinished]
+        if busy:
+            ready = connection.wait([r.pipe for r in busy], timeout=0 if outputs else None)
+            for replica in (r for r in busy if r.pipe in ready):
+                outputs += self._note(replica, replica.receive())
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """Return what all replicas hold and have done, as of their newest steps."""
+        parts = [dataclasses.asdict(r.stats) for r in self._replicas if r.stats]
+        return EngineStats(**{name: sum(part[name] for part in parts) for name in parts[0]})
+
+    def shutdown(self) -> None:
+        """End all processes."""
+        for replica in self._replicas:
+            replica.pipe.close()
+        for replica in self._replicas:
+            for process in replica.processes:
+                process.join(5)
+                if process.is_alive():
+                    process.terminate()
+                    process.join()
+        self._replicas = []
+
+    def _replica_of(self, request_id: str) -> _Replica | None:
+        return next((r for r in self._replicas if request_id in r.unfinished), None)
+
+    def _note(self, replica: _Replica, message: Stepped) -> list[RequestOutput]:
+        """Take a step's outputs, without those of requests aborted meanwhile."""
+        assert isinstance(message, Stepped), message
+        replica.stats = message.stats
+        wanted = [o for o in message.outputs if o.request_id in replica.unfinished]
+        for output in wanted:
+            if output.finished:
+                del replica.unfinished[output.request_id]
+        return wanted
+
+
+def _check_devices(device_type: str, count: int) -> None:
+    if device_type != "cuda":
+        return
+    import torch
+
+    available = torch.cuda.device_count()
+    if available < count:
+        raise RequestError(
+            f"{count} GPUs are asked for (tensor_parallel_size x data_parallel_size), "
+            f"{available} are there."
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,181 @@
+"""What runs in one process of a `ParallelEngine`: an engine, and the commands that drive it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from lightthinker.engine.outputs import RequestOutput
+from lightthinker.engine.reporting import EngineStats
+from lightthinker.errors import LightThinkerError
+
+if TYPE_CHECKING:
+    from lightthinker.engine.engine import LLMEngine
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The replica has loaded its model."""
+
+    kv_bytes_per_token: int
+    max_model_len: int
+    stats: EngineStats
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The replica has ended."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Added:
+    """A request was taken."""
+
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request was refused."""
+
+    error: LightThinkerError
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step gave."""
+
+    outputs: list[RequestOutput]
+    stats: EngineStats
+
+
+def serve(
+    pipe: Connection | None,
+    rank: int,
+    num_ranks: int,
+    port: int,
+    device: str,
+    options: dict[str, Any],
+) -> None:
+    """Load the engine and run until the pipe is closed.
+
+    Args:
+        pipe: To the process that asks; rank 0 has it.
+        rank: This process's rank in its replica.
+        num_ranks: Ranks of the replica.
+        port: Where the ranks meet, on this host.
+        device: Torch device.
+        options: Arguments of `load_engine`.
+    """
+    try:
+        engine = _load(rank, num_ranks, port, device, options)
+        if pipe:
+            pipe.send(Ready(engine.kv_bytes_per_token, engine.max_model_len, engine.stats()))
+        _Worker(engine, pipe, num_ranks).run()
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        return
+    except BaseException as error:
+        if pipe:
+            pipe.send(Failed(f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _load(rank: int, num_ranks: int, port: int, device: str, options: dict[str, Any]) -> LLMEngine:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    if num_ranks > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(torch.device(device).index or 0),
+            "WORLD_SIZE": str(num_ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+        torch.distributed.init_process_group(backend)
+    from lightthinker.engine.llm import load_engine
+
+    engine = load_engine(device=device, tensor_parallel=num_ranks > 1, **options)
+    engine.warm_up()
+    return engine
+
+
+class _Worker:
+    """Applies commands and steps; ranks other than 0 follow rank 0."""
+
+    def __init__(self, engine: LLMEngine, pipe: Connection | None, num_ranks: int):
+        self.engine = engine
+        self.pipe = pipe
+        self.num_ranks = num_ranks
+        self.deadlines: dict[str, float] = {}
+
+    def run(self) -> None:
+        while True:
+            commands = self._share(self._commands() if self.pipe else None)
+            if commands is None:
+                return
+            for command in commands:
+                self._apply(*command)
+            if self.engine.has_unfinished_requests():
+                outputs = self.engine.step()
+                self._answer(Stepped(outputs, self.engine.stats()) if outputs else None)
+                for output in outputs:
+                    if output.finished:
+                        self.deadlines.pop(output.request_id, None)
+
+    def _commands(self) -> list[tuple[Any, ...]] | None:
+        """Return what was asked since the last step; waits while there is nothing to run."""
+        assert self.pipe is not None
+        now = monotonic()
+        overdue = [name for name, deadline in self.deadlines.items() if now >= deadline]
+        commands: list[tuple[Any, ...]] = [("expire", name) for name in overdue]
+        try:
+            while self.pipe.poll() or not (commands or self.engine.has_unfinished_requests()):
+                commands.append(self.pipe.recv())
+        except (EOFError, ConnectionError):
+            return None
+        return commands
+
+    def _share(self, commands: list[tuple[Any, ...]] | None) -> list[tuple[Any, ...]] | None:
+        """Tell the other ranks, or be told."""
+        if self.num_ranks == 1:
+            return commands
+        import torch
+
+        box = [commands]
+        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def _apply(self, name: str, request_id: str, *details: Any) -> None:
+        if name == "abort":
+            self.deadlines.pop(request_id, None)
+            self.engine.abort_request(request_id)
+        elif name == "expire":
+            self.deadlines.pop(request_id, None)
+            self.engine.expire_request(request_id)
+        else:
+            self._add(request_id, *details)
+
+    def _add(self, request_id: str, prompt: Any, params: Any, stream: bool) -> None:
+        # Each rank has a clock of its own; rank 0's decides, and `expire` tells the others.
+        timeless = dataclasses.replace(params, timeout_s=None)
+        try:
+            self.engine.add_request(request_id, prompt, timeless, stream=stream)
+        except LightThinkerError as error:
+            self._answer(Refused(error))
+            return
+        if self.pipe and params.timeout_s is not None:
+            self.deadlines[request_id] = monotonic() + params.timeout_s
+        self._answer(Added(self.engine.num_prompt_tokens(request_id)))
+
+    def _answer(self, message: Any) -> None:
+        if self.pipe and message is not None:
+            self.pipe.send(message)

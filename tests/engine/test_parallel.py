@@ -1,0 +1,97 @@
+"""Engines in other processes give what one in this process gives."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightthinker import LLM, SamplingParams
+from lightthinker.engine.parallel import ParallelEngine, WorkerError
+from lightthinker.errors import RequestError
+from lightthinker.testing.models import tiny_checkpoint
+
+SIZES = {"device": "cpu", "num_kv_tokens": 2048, "page_size": 4}
+PROMPTS = [[5, 9, 30, 7], [100] * 3, list(range(10, 40)), [7, 8]]
+GREEDY = SamplingParams(max_tokens=12, ignore_eos=True, max_thought_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def single(checkpoint):
+    return LLM(checkpoint, **SIZES)
+
+
+@pytest.fixture(scope="module", params=["data", "tensor"])
+def parallel(checkpoint, request):
+    llm = LLM(checkpoint, **SIZES, **{f"{request.param}_parallel_size": 2})
+    yield llm
+    llm.engine.shutdown()
+
+
+def outcome(outputs):
+    return [
+        (s.token_ids, s.text, s.finish_reason, s.stats.peak_tokens)
+        for output in outputs
+        for s in output.outputs
+    ]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [GREEDY, SamplingParams(max_tokens=9, temperature=1.0, seed=3, n=2, ignore_eos=True)],
+)
+def test_outputs_are_the_same(single, parallel, params):
+    assert outcome(parallel.generate(PROMPTS, params)) == outcome(single.generate(PROMPTS, params))
+    assert parallel.kv_bytes_per_token * slices(parallel) == single.kv_bytes_per_token
+    stats = parallel.engine.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_pages_used) == (0, 0, 0)
+    assert stats.num_compactions > 0
+
+
+def slices(llm):
+    """Into how many slices a token's KV is cut."""
+    assert isinstance(llm.engine, ParallelEngine)
+    return len(llm.engine._replicas[0].processes)
+
+
+def test_streams_refusals_aborts_and_time_limits(single, parallel):
+    expected = list(single.stream(PROMPTS[0], GREEDY))[-1]
+    states = list(parallel.stream(PROMPTS[0], GREEDY))
+    assert outcome([states[-1]]) == outcome([expected])
+    assert len(states) > 1
+    with pytest.raises(RequestError, match="vocabulary"):
+        parallel.generate([[10**6]])
+    for _ in parallel.stream(PROMPTS[1], SamplingParams(max_tokens=500, ignore_eos=True)):
+        break
+    assert not parallel.engine.has_unfinished_requests()
+    slow = SamplingParams(max_tokens=100_000, ignore_eos=True, timeout_s=0.3)
+    (late,) = parallel.generate([PROMPTS[3]], slow)
+    assert (late.outputs[0].finish_reason, late.outputs[0].stop_reason) == ("abort", "timeout")
+    assert outcome(parallel.generate(PROMPTS, GREEDY)) == outcome(single.generate(PROMPTS, GREEDY))
+
+
+def test_requests_spread_over_replicas_and_a_dead_one_is_named(checkpoint):
+    llm = LLM(checkpoint, **SIZES, data_parallel_size=2)
+    long = SamplingParams(max_tokens=1000, ignore_eos=True)
+    for name in "abcd":
+        llm.engine.add_request(name, PROMPTS[0], long, stream=False)
+    replicas = llm.engine._replicas
+    assert [len(replica.unfinished) for replica in replicas] == [2, 2]
+    replicas[1].processes[0].kill()
+    with pytest.raises(WorkerError, match="Replica 1"):
+        step_to_the_end(llm.engine)
+    llm.engine.shutdown()
+
+
+def step_to_the_end(engine):
+    while engine.has_unfinished_requests():
+        engine.step()
+
+
+def test_a_replica_that_cannot_load_says_why(tmp_path):
+    options = {"dtype": "auto", "compression": None, "config": None}
+    with pytest.raises(WorkerError, match=r"no \*\.safetensors"):
+        ParallelEngine(tmp_path, options, device_type="cpu", data_parallel_size=2)
