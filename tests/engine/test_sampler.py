@@ -36,6 +36,9 @@ def sequence(*, prompt=(0,), sampled=(), seed=0, **settings):
         ({"min_p": 0.2}, [0, 1, 2]),
         ({"min_p": 0.7}, [0]),
         ({"top_k": 3, "min_p": 0.4}, [0, 1]),
+        ({"top_p": 0.51}, [0, 1]),
+        ({"top_p": 0.51, "min_p": 0.2}, [0]),
+        ({"top_p": 0.51, "top_k": 3}, [0]),
     ],
 )
 def test_candidates(settings, kept):
@@ -47,8 +50,8 @@ def test_candidates(settings, kept):
 def test_temperature_sharpens_before_anything_is_dropped():
     params = SamplingParams(temperature=0.5, min_p=0.2)
     probabilities = candidate_probabilities(torch.log(PROBABILITIES), params)
-    squared = PROBABILITIES**2 / (PROBABILITIES**2).sum()
-    assert torch.allclose(probabilities[:2], squared[:2])
+    squared = PROBABILITIES[:2] ** 2
+    assert torch.allclose(probabilities[:2], squared / squared.sum())
     assert probabilities[2:].tolist() == [0, 0]
 
 

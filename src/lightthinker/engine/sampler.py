@@ -7,6 +7,7 @@ Invariant: what a request draws depends on its own logits, parameters and seed, 
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Protocol
 
 import torch
@@ -91,11 +92,16 @@ def penalised(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
 
 
 def candidate_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
-    """Return what is drawn from, [V]: temperature, then top-k, top-p and min-p (vLLM's order).
+    """Return what is drawn from, [V]: temperature, then min-p, top-k and top-p (vLLM's order).
 
-    Candidates that were dropped have probability zero; the rest is not normalised again.
+    Each looks at what the one before it has left, as the kernel that samples on a GPU does.
+
+    Candidates that were dropped have probability zero; the rest need not add up to one.
     """
     logits = logits / params.temperature
+    if params.min_p > 0:
+        least = logits.max() + math.log(params.min_p)
+        logits = logits.masked_fill(logits < least, float("-inf"))
     if 0 < params.top_k < len(logits):
         kept = torch.topk(logits, params.top_k).values[-1]
         logits = logits.masked_fill(logits < kept, float("-inf"))
@@ -104,8 +110,6 @@ def candidate_probabilities(logits: torch.Tensor, params: SamplingParams) -> tor
         ordered, order = probabilities.sort(descending=True)
         beyond = ordered.cumsum(0) - ordered >= params.top_p
         probabilities[order[beyond]] = 0
-    if params.min_p > 0:
-        probabilities[probabilities < params.min_p * probabilities.max()] = 0
     return probabilities
 
 
