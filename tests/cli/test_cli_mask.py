@@ -69,6 +69,17 @@ def test_the_command_prints_the_mask(capsys: pytest.CaptureFixture[str]) -> None
     assert " continue  p p · · · g o " in capsys.readouterr().out
 
 
+def test_rules_that_let_more_expire(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--prompt", "2", "--thoughts", "2,1", "--answer", "1", "--num-gists", "1"]
+    for flags, last_row in (
+        ([], "   answer  p p · · · g o · · g o a "),
+        (["--drop-continue"], "   answer  p p · · · g · · · g o a "),
+        (["--blank-gists"], "   answer  p p · · · · o · · · o a "),
+    ):
+        main(["mask", *sizes, *flags])
+        assert last_row in capsys.readouterr().out
+
+
 def test_the_command_draws_a_file_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     target = tmp_path / "mask.png"

@@ -22,6 +22,9 @@ def mask(
     bi_directional: bool = False,
     diagonal: bool = False,
     prompt_chunk_tokens: int | None = None,
+    prefill_uncompressed: bool = False,
+    drop_continue: bool = False,
+    blank_gists: bool = False,
     output: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -40,6 +43,9 @@ def mask(
         bi_directional: Gists of a group see each other both ways.
         diagonal: A gist sees only itself among its group.
         prompt_chunk_tokens: Compress the prompt too, in chunks of this many tokens.
+        prefill_uncompressed: Chunks of the prompt expire where the output begins, not before.
+        drop_continue: Each continue token goes when the next one comes.
+        blank_gists: The control: gists expire with their thought.
         output: PNG, SVG or PDF file; without it the mask is drawn as text.
         overwrite: Replace an existing file.
     """
@@ -60,6 +66,8 @@ def mask(
         segment_tokens=segment_tokens, tokens_per_gist=tokens_per_gist,
         retain_thoughts=retain_thoughts, see_current=see_current, bi_directional=bi_directional,
         diagonal=diagonal, prompt_chunk_tokens=prompt_chunk_tokens,
+        prefill_compress=not prefill_uncompressed, keep_continue=not drop_continue,
+        blank_gists=blank_gists,
     )  # fmt: skip
     layout = example_layout(rules, prompt=prompt, thoughts=lengths, answer=answer)
     if output is None:
