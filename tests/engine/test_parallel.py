@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from lightthinker import LLM, SamplingParams
 from lightthinker.engine.parallel import ParallelEngine, WorkerError
 from lightthinker.errors import RequestError
+from lightthinker.server.settings import ServerSettings
 from lightthinker.testing.models import tiny_checkpoint
+from lightthinker.testing.serving import running_server
 
 SIZES = {"device": "cpu", "num_kv_tokens": 2048, "page_size": 4}
 PROMPTS = [[5, 9, 30, 7], [100] * 3, list(range(10, 40)), [7, 8]]
@@ -28,7 +31,7 @@ def single(checkpoint):
 def parallel(checkpoint, request):
     llm = LLM(checkpoint, **SIZES, **{f"{request.param}_parallel_size": 2})
     yield llm
-    llm.engine.shutdown()
+    llm.shutdown()
 
 
 def outcome(outputs):
@@ -71,6 +74,19 @@ def test_streams_refusals_aborts_and_time_limits(single, parallel):
     (late,) = parallel.generate([PROMPTS[3]], slow)
     assert (late.outputs[0].finish_reason, late.outputs[0].stop_reason) == ("abort", "timeout")
     assert outcome(parallel.generate(PROMPTS, GREEDY)) == outcome(single.generate(PROMPTS, GREEDY))
+
+
+def test_a_server_runs_on_it(single, parallel):
+    with running_server(parallel, ServerSettings(model_name="tiny")) as server:
+        body = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 8, "ignore_eos": True}
+        answers = [
+            httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
+            for _ in range(2)
+        ]
+    (expected,) = single.generate([PROMPTS[0]], SamplingParams(max_tokens=8, ignore_eos=True))
+    for answer in answers:
+        assert answer["choices"][0]["text"] == expected.outputs[0].text
+        assert answer["usage"]["prompt_tokens"] == len(PROMPTS[0])
 
 
 def test_requests_spread_over_replicas_and_a_dead_one_is_named(checkpoint):

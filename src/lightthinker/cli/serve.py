@@ -29,6 +29,9 @@ def serve(
     log_json: bool = False,
     device: str | None = None,
     dtype: str = "auto",
+    enforce_eager: bool = False,
+    tensor_parallel_size: int = 1,
+    data_parallel_size: int = 1,
 ) -> None:
     """Serve a model to OpenAI clients, with a page to watch it think.
 
@@ -58,6 +61,9 @@ def serve(
         log_json: Log one JSON object a line.
         device: cpu, cuda, cuda:1, ...; by default CUDA if there is one.
         dtype: auto, float32, bfloat16 or float16.
+        enforce_eager: On a GPU, start quickly and run slower: no compiling, no CUDA graphs.
+        tensor_parallel_size: Devices that share each copy of the model.
+        data_parallel_size: Copies of the model.
     """
     import asyncio
     from importlib.util import find_spec
@@ -95,6 +101,8 @@ def serve(
     llm = open_llm(
         model, device=device, dtype=dtype, max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, num_kv_tokens=num_kv_tokens,
+        enforce_eager=enforce_eager, tensor_parallel_size=tensor_parallel_size,
+        data_parallel_size=data_parallel_size,
     )  # fmt: skip
     engine = AsyncLLM(llm, max_requests=max_num_seqs + max_queued_requests)
     server = make_server(create_app(engine, settings), engine, settings)

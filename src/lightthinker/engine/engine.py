@@ -102,11 +102,12 @@ class LLMEngine:
         self.on_compress: Callable[[Sequence, list[int]], None] | None = None
         text_config = model.config.get_text_config()
         self.max_model_len = int(getattr(text_config, "max_position_embeddings", None) or 2**31 - 1)
+        self.vocab_size = int(model.get_input_embeddings().weight.shape[0])
         self._intake = Intake(
             tokenizer,
             compression,
             self.max_model_len,
-            int(model.get_input_embeddings().weight.shape[0]),
+            self.vocab_size,
             self.pool.num_slots,
         )
         self._writer = TokenWriter(self.scheduler, _eos_ids(model, tokenizer), self.max_model_len)

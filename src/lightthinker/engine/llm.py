@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.distributed import DistributedConfig
 
 from lightthinker.compression import CONFIG_KEY, CompressionConfig
@@ -92,6 +92,7 @@ class LLM:
         self.engine: LLMEngine
         if tensor_parallel_size * data_parallel_size > 1:
             self.model_config, self.tokenizer = _load_config(model)
+            self.generation_config = _load_generation_config(model)
             self.compression = _compression(self.model_config, self.tokenizer, compression, model)
             parallel = ParallelEngine(
                 model,
@@ -105,6 +106,7 @@ class LLM:
         else:
             self.engine = load_engine(model, device=str(self.device), **options)
             self.model_config = self.engine.runner.model.config
+            self.generation_config = self.engine.runner.model.generation_config
             self.tokenizer, self.compression = self.engine.tokenizer, self.engine.compression
             self._warm_up()
         self._ids = itertools.count()
@@ -115,6 +117,16 @@ class LLM:
         console = Console(stderr=True)
         with console.status("starting") as status:
             self.engine.warm_up(lambda words: status.update(f"starting: {words}"))
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the model's embedding: ids below it may be in a prompt."""
+        return self.engine.vocab_size
+
+    def shutdown(self) -> None:
+        """End the processes of an engine that has any; it generates nothing more."""
+        if isinstance(self.engine, ParallelEngine):
+            self.engine.shutdown()
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -290,6 +302,13 @@ def _load_config(model: str | Path) -> tuple[Any, Any]:
         return AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot load {model}: {error}") from error
+
+
+def _load_generation_config(model: str | Path) -> Any:
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except OSError:
+        return None  # A checkpoint need not have one.
 
 
 def _device(name: str | None) -> torch.device:

@@ -15,6 +15,7 @@ import dataclasses
 import random
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,20 @@ from lightthinker.engine.reporting import EngineStats
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.errors import RequestError
 
+WAIT_S = 0.02
+"""How long a step waits before it returns with nothing, so that callers can do something else."""
+
 
 class WorkerError(RuntimeError):
     """A process of the engine has died or failed."""
+
+
+@dataclass
+class _Progress:
+    """What is known here of an unfinished request."""
+
+    num_prompt_tokens: int = 0
+    num_sampled_tokens: int = 0
 
 
 class _Replica:
@@ -50,7 +62,7 @@ class _Replica:
         for process in self.processes:
             process.start()
         theirs.close()
-        self.unfinished: dict[str, int] = {}
+        self.unfinished: dict[str, _Progress] = {}
         self.stats: EngineStats | None = None
 
     def receive(self) -> Any:
@@ -116,6 +128,7 @@ class ParallelEngine:
         assert all(isinstance(message, Ready) for message in ready), ready
         self.kv_bytes_per_token: int = ready[0].kv_bytes_per_token
         self.max_model_len: int = ready[0].max_model_len
+        self.vocab_size: int = ready[0].vocab_size
         for replica, message in zip(self._replicas, ready, strict=True):
             replica.stats = message.stats
 
@@ -135,7 +148,7 @@ class ParallelEngine:
             params = dataclasses.replace(params, seed=random.getrandbits(62))
         replica = min(self._replicas, key=lambda r: len(r.unfinished))
         replica.send(("add", request_id, prompt, params, stream))
-        replica.unfinished[request_id] = 0
+        replica.unfinished[request_id] = _Progress()
         while True:
             message = replica.receive()
             if isinstance(message, Stepped):
@@ -145,7 +158,7 @@ class ParallelEngine:
                 raise message.error
             else:
                 assert isinstance(message, Added), message
-                replica.unfinished[request_id] = message.num_prompt_tokens
+                replica.unfinished[request_id].num_prompt_tokens = message.num_prompt_tokens
                 return
 
     def abort_request(self, request_id: str) -> None:
@@ -160,8 +173,22 @@ class ParallelEngine:
         """Whether a request still waits or runs, or has an output that nobody took."""
         return bool(self._early) or any(r.unfinished for r in self._replicas)
 
+    def num_prompt_tokens(self, request_id: str) -> int:
+        """Return the prompt length of an unfinished request."""
+        return self._progress(request_id).num_prompt_tokens
+
+    def num_sampled_tokens(self, request_id: str) -> int:
+        """Return how many tokens an unfinished request has sampled, if it streams; else 0."""
+        return self._progress(request_id).num_sampled_tokens
+
+    def is_scheduled(self, request_id: str) -> bool:
+        """Whether an unfinished request that streams has sampled a token."""
+        return self.num_sampled_tokens(request_id) > 0
+
     def step(self) -> list[RequestOutput]:
-        """Wait for any replica's step; returns the requests that changed and stream, or finished.
+        """Wait a moment for any replica's step.
+
+        Returns the requests that changed and stream, or finished.
 
         Raises:
             WorkerError: A process died; its requests are lost.
@@ -169,7 +196,7 @@ class ParallelEngine:
         outputs, self._early = self._early, []
         busy = [r for r in self._replicas if r.unfinished]
         if busy:
-            ready = connection.wait([r.pipe for r in busy], timeout=0 if outputs else None)
+            ready = connection.wait([r.pipe for r in busy], timeout=0 if outputs else WAIT_S)
             for replica in (r for r in busy if r.pipe in ready):
                 outputs += self._note(replica, replica.receive())
         return outputs
@@ -191,6 +218,11 @@ class ParallelEngine:
                     process.join()
         self._replicas = []
 
+    def _progress(self, request_id: str) -> _Progress:
+        replica = self._replica_of(request_id)
+        assert replica is not None, f"{request_id} is not unfinished"
+        return replica.unfinished[request_id]
+
     def _replica_of(self, request_id: str) -> _Replica | None:
         return next((r for r in self._replicas if request_id in r.unfinished), None)
 
@@ -202,6 +234,9 @@ class ParallelEngine:
         for output in wanted:
             if output.finished:
                 del replica.unfinished[output.request_id]
+            else:
+                sampled = sum(len(sample.token_ids) for sample in output.outputs)
+                replica.unfinished[output.request_id].num_sampled_tokens = sampled
         return wanted
 
 

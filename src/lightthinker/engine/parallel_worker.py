@@ -23,6 +23,7 @@ class Ready:
 
     kv_bytes_per_token: int
     max_model_len: int
+    vocab_size: int
     stats: EngineStats
 
 
@@ -76,7 +77,8 @@ def serve(
     try:
         engine = _load(rank, num_ranks, port, device, options)
         if pipe:
-            pipe.send(Ready(engine.kv_bytes_per_token, engine.max_model_len, engine.stats()))
+            sizes = engine.kv_bytes_per_token, engine.max_model_len, engine.vocab_size
+            pipe.send(Ready(*sizes, engine.stats()))
         _Worker(engine, pipe, num_ranks).run()
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return

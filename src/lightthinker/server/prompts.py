@@ -66,7 +66,7 @@ class Prompts:
     def __init__(self, llm: LLM):
         self.tokenizer = copy.deepcopy(llm.tokenizer)
         self.compression = llm.compression
-        self.vocab_size = int(llm.engine.runner.model.get_input_embeddings().weight.shape[0])
+        self.vocab_size = llm.vocab_size
         self.template_variables = _template_variables(self.tokenizer)
         self._token_texts: dict[int, str] = {}
         self._decoder = copy.deepcopy(llm.tokenizer)

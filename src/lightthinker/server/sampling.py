@@ -43,7 +43,7 @@ class Sampling:
     @classmethod
     def of(cls, llm: LLM, settings: ServerSettings) -> Sampling:
         """Read the model's limits and defaults."""
-        generation = llm.engine.runner.model.generation_config
+        generation = llm.generation_config
         samples = generation is not None and bool(generation.do_sample)
         found = {name: getattr(generation, name, None) for name in _SAMPLED} if samples else {}
         defaults = {name: value for name, value in found.items() if value is not None}
