@@ -179,3 +179,56 @@ def test_a_failing_step_spares_whoever_has_all_its_tokens():
     assert (output.request_id, output.outputs[0].text) == ("a", "ab")
     assert not engine.has_unfinished_requests()
     assert engine.pool.allocator.num_used == 0
+
+
+def test_a_sample_that_has_ended_is_left_alone_while_its_siblings_go_on():
+    class EndsAtDifferentTimes:
+        def sample(self, logits, sequences):
+            return [EOS if len(s.sampled_ids) >= 2 + s.index else LETTERS[0] for s in sequences]
+
+    outcomes = []
+    for is_async in (False, True):
+        engine = make_engine(THOUGHTS, is_async=is_async, sampler=EndsAtDifferentTimes())
+        engine.add_request("r", [30, 31], SamplingParams(n=3, max_tokens=9), stream=False)
+        outcomes.append([(s.text, s.finish_reason) for s in run(engine)[0]["r"].outputs])
+    assert outcomes[0] == outcomes[1] == [("a" * n, "stop") for n in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("how", ["penalties", "time limit"])
+def test_a_prompt_that_expires_late_does_so_whoever_else_runs(how):
+    late = CompressionConfig(num_gists=2, prompt_chunk_tokens=6, prefill_compress=False)
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    outcomes = []
+    for disturbed in (False, True):
+        engine = make_engine(late, is_async=True, page_size=4)
+        engine.add_request("r", [30 + i for i in range(20)], params, stream=False)
+        if disturbed and how == "penalties":
+            other = SamplingParams(max_tokens=12, ignore_eos=True, presence_penalty=0.5)
+            engine.add_request("other", [50] * 20, other, stream=False)
+        if disturbed and how == "time limit":
+            other = SamplingParams(max_tokens=12, ignore_eos=True)
+            engine.add_request("other", [50] * 20, other, stream=False)
+            engine.step()
+            engine.expire_request("other")
+        outcomes.append(seen(run(engine)[0]["r"]))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_failing_step_spares_whoever_was_not_in_it():
+    class FailsAtGists(ScriptedSampler):
+        def sample(self, logits, sequences):
+            if [s.request_id for s in sequences] == ["a"] and sequences[0].builder.num_thoughts:
+                raise RuntimeError("broken")
+            return super().sample(logits, sequences)
+
+    scripts = {"a": [LETTERS[0], THOUGHTS.trigger_id, *LETTERS], "b": LETTERS}
+    # The gists of "a" and its continue token fill a step, so "b" is written and not forwarded.
+    engine = make_engine(
+        THOUGHTS, is_async=True, sampler=FailsAtGists(scripts), max_num_batched_tokens=3
+    )
+    for name in "ab":
+        engine.add_request(name, [30], SamplingParams(max_tokens=6, ignore_eos=True), stream=False)
+    with pytest.raises(RuntimeError, match="broken"):
+        run(engine)
+    done = run(engine)[0]
+    assert {name: o.outputs[0].text for name, o in done.items()} == {"b": "abcdef"}

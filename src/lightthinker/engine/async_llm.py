@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
+import torch
+
 from lightthinker.engine.llm import LLM, Prompt
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.reporting import EngineStats
@@ -223,6 +225,8 @@ class AsyncLLM:
 
     def _run(self) -> None:
         try:
+            if self.llm.device.type == "cuda":
+                torch.cuda.set_device(self.llm.device)  # Each thread has a current device.
             while self._apply_commands():
                 self._step()
         except BaseException as error:

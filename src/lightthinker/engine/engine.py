@@ -11,6 +11,7 @@ thrown away.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from math import inf
@@ -26,6 +27,7 @@ from lightthinker.engine.eviction import check_policy, evict
 from lightthinker.engine.intake import Intake, Request
 from lightthinker.engine.memory import num_kv_tokens_that_fit
 from lightthinker.engine.outputs import RequestOutput
+from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.reporting import EngineStats, engine_stats
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.sampler import Sampler, TokenSampler, token_logprob
@@ -55,6 +57,7 @@ class LLMEngine:
         compression: The checkpoint's settings; None for a checkpoint without.
         config: Sizes.
         sampler: Replaces the ordinary sampler (scripted outputs in tests and benchmarks).
+        tensor_parallel: This process holds a slice of the model, and others the rest.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class LLMEngine:
         *,
         config: EngineConfig | None = None,
         sampler: TokenSampler | None = None,
+        tensor_parallel: bool = False,
     ):
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
@@ -74,7 +78,10 @@ class LLMEngine:
         backend = resolve_backend(self.config.attention_backend, self.runner.device)
         self.shapes = self.runner.probe()
         num_kv_tokens = self.config.num_kv_tokens or num_kv_tokens_that_fit(
-            self.runner, self.config, bytes_per_token(self.shapes, self.runner.dtype)
+            self.runner,
+            self.config,
+            bytes_per_token(self.shapes, self.runner.dtype),
+            all_ranks=tensor_parallel,
         )
         self.pool = PagePool(
             self.shapes,
@@ -127,7 +134,7 @@ class LLMEngine:
         config, rules = self.config, self.compression
         # Room for every sequence's token and for a few groups of gists in the same step.
         group = rules.num_gists + 1 if rules else 0
-        max_rows = config.max_num_seqs + max(group, config.max_num_seqs // 4)
+        max_rows = max(2, config.max_num_seqs + max(group, config.max_num_seqs // 4))
         self.sampler = sampler = DeviceSampler(
             never_sampled,
             max_rows=max_rows,
@@ -165,10 +172,19 @@ class LLMEngine:
         """
         if self.graphs is None or self.graphs.is_captured or self.runner.device.type != "cuda":
             return
+        from torch._dynamo.exc import TorchDynamoException
+
         say = on_phase or (lambda words: None)
         say("compiling the model")
         self.runner.compile()
-        self.graphs.capture(lambda size: say(f"capturing the graph of {size} rows"))
+        try:
+            self.graphs.capture(lambda size: say(f"capturing the graph of {size} rows"))
+        except TorchDynamoException as error:
+            warnings.warn(
+                f"This model cannot be compiled, its steps will be slower: {error}", stacklevel=2
+            )
+            self.runner.compile(False)
+            self.graphs.capture(lambda size: say(f"capturing the graph of {size} rows"))
 
     def add_request(
         self,
@@ -252,22 +268,23 @@ class LLMEngine:
         if previous and self._must_know_tokens():
             self._settle(previous)
             previous = None
-        if previous:
-            self._extend(previous)
-        scheduled = self.scheduler.schedule()
+        scheduled: list[Scheduled] = []
         launched = None
-        if scheduled:
-            try:
+        try:
+            if previous:
+                self._extend(previous)
+            scheduled = self.scheduler.schedule()
+            if scheduled:
                 launched = self._launch(scheduled, previous)
                 self._compact(scheduled)
                 if not self._is_async:
                     self._settle(launched)
-                    self._compact(scheduled)
-            except BaseException:
-                for s in scheduled:
-                    self.abort_request(s.sequence.request_id)
-                self._in_flight = previous  # Others may still wait for their last token.
-                raise
+        except BaseException:
+            for s in scheduled:
+                self.abort_request(s.sequence.request_id)
+            if previous:  # Others still get the tokens that they have sampled.
+                self._settle(previous)
+            raise
         if previous:
             self._settle(previous, launched)
         self._in_flight = launched if self._is_async else None
@@ -308,32 +325,46 @@ class LLMEngine:
         logits = self.runner.run(backend, batch, plan, known)
         if not plan.sampling:
             return [], None
-        on_host = any(s.params.has_penalties for s in plan.sampling)
-        sampler = self._host_sampler if on_host else self.sampler
-        tokens = sampler.sample(logits, plan.sampling)
+        tokens: Samples = self.sampler.sample(logits, plan.sampling)
+        penalised = [i for i, s in enumerate(plan.sampling) if s.params.has_penalties]
+        if penalised and isinstance(tokens, PendingTokens):
+            tokens = self._sample_on_host(tokens.tolist(), logits, plan.sampling, penalised)
         wants_logits = any(s.params.logprobs is not None for s in plan.sampling)
         return tokens, logits if wants_logits else None
+
+    def _sample_on_host(
+        self, tokens: list[int], logits: torch.Tensor, sequences: list[Sequence], rows: list[int]
+    ) -> list[int]:
+        """Return the device's samples, those of some rows drawn again by the host's sampler."""
+        drawn = self._host_sampler.sample(logits[rows], [sequences[row] for row in rows])
+        assert isinstance(drawn, list)
+        for row, token in zip(rows, drawn, strict=True):
+            tokens[row] = token
+        return tokens
 
     def _settle(self, step: InFlight, later: InFlight | None = None) -> None:
         """Look at a step's samples and act on them.
 
         Args:
             step: The step.
-            later: One that was launched since; what it samples after the end of a thought counts
-                for nothing.
+            later: One that was launched since; what it samples for a sequence that has ended, or
+                ended a thought, counts for nothing.
         """
         tokens = step.token_list()
         for sequence, place in step.place.items():
             request = self._requests.get(sequence.request_id)
             if request is None or sequence.finish_reason == "abort":
                 continue
-            if self._writer.settle(sequence, request, tokens[place]) and later:
+            ended_thought = self._writer.settle(sequence, request, tokens[place])
+            if later and (ended_thought or sequence.finish_reason is not None):
                 later.place.pop(sequence, None)
             is_known = sequence.finish_reason != "error"
             if is_known and step.logits is not None and sequence.params.logprobs is not None:
                 # Read back: what was forced is reported too, with its own probability.
                 token, num_top = sequence.sampled_ids[-1], sequence.params.logprobs
                 sequence.logprobs.append(token_logprob(step.logits[place], token, num_top))
+        # A first sampled token lets the chunks of a compressed prompt expire.
+        self.scheduler.compact(s for s in step.place if s.status is Status.RUNNING)
 
     def _compact(self, scheduled: list[Scheduled]) -> None:
         """Free what expired, and show fresh gists to whoever wants to see them."""

@@ -231,13 +231,15 @@ def load_engine(
         tensor_parallel: Load this rank's slice; torch.distributed is set up.
     """
     place = _device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # Kernels are launched on the current device.
     loaded, tokenizer = load_checkpoint(
         model, dtype=_dtype(dtype, place), tensor_parallel=tensor_parallel
     )
     if not tensor_parallel:
         loaded.to(place)
     settings = _compression(loaded.config, tokenizer, compression, model)
-    return LLMEngine(loaded, tokenizer, settings, config=config)
+    return LLMEngine(loaded, tokenizer, settings, config=config, tensor_parallel=tensor_parallel)
 
 
 def _compression(

@@ -13,7 +13,9 @@ DEFAULT_ON_CPU = 65_536
 GIB = 2**30
 
 
-def num_kv_tokens_that_fit(runner: ModelRunner, config: EngineConfig, bytes_per_token: int) -> int:
+def num_kv_tokens_that_fit(
+    runner: ModelRunner, config: EngineConfig, bytes_per_token: int, *, all_ranks: bool = False
+) -> int:
     """Return how many KV tokens the pool gets when the user names no number.
 
     On a GPU it is what `gpu_memory_utilization` leaves beside the weights and the largest step,
@@ -23,6 +25,7 @@ def num_kv_tokens_that_fit(runner: ModelRunner, config: EngineConfig, bytes_per_
         runner: The model, on its device.
         config: Sizes.
         bytes_per_token: KV bytes of one token, all layers.
+        all_ranks: Agree on what fits on every rank of torch.distributed.
 
     Raises:
         RequestError: Nothing is left.
@@ -35,6 +38,10 @@ def num_kv_tokens_that_fit(runner: ModelRunner, config: EngineConfig, bytes_per_
     used = total - free - cached
     budget = int(total * config.gpu_memory_utilization) - used - step_bytes
     num_tokens = budget // bytes_per_token
+    if all_ranks:
+        least = torch.tensor(num_tokens)
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        num_tokens = int(least)
     if num_tokens < config.page_size:
         raise RequestError(
             f"No memory is left for the KV cache: the GPU has {total / GIB:.1f} GiB, of which "

@@ -65,8 +65,18 @@ class _Replica:
         self.unfinished: dict[str, _Progress] = {}
         self.stats: EngineStats | None = None
 
+    @property
+    def watched(self) -> list[Any]:
+        """What to wait for: a message, or the death of any rank."""
+        return [self.pipe, *(process.sentinel for process in self.processes)]
+
     def receive(self) -> Any:
         """Return the next message; raises WorkerError if there will be none."""
+        connection.wait(self.watched)
+        if not self.pipe.poll():
+            # A rank has died, and the others may wait for it forever.
+            for process in self.processes:
+                process.terminate()
         try:
             message = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
@@ -148,17 +158,15 @@ class ParallelEngine:
             params = dataclasses.replace(params, seed=random.getrandbits(62))
         replica = min(self._replicas, key=lambda r: len(r.unfinished))
         replica.send(("add", request_id, prompt, params, stream))
-        replica.unfinished[request_id] = _Progress()
         while True:
             message = replica.receive()
             if isinstance(message, Stepped):
                 self._early += self._note(replica, message)
             elif isinstance(message, Refused):
-                del replica.unfinished[request_id]
                 raise message.error
             else:
                 assert isinstance(message, Added), message
-                replica.unfinished[request_id].num_prompt_tokens = message.num_prompt_tokens
+                replica.unfinished[request_id] = _Progress(message.num_prompt_tokens)
                 return
 
     def abort_request(self, request_id: str) -> None:
@@ -196,8 +204,9 @@ class ParallelEngine:
         outputs, self._early = self._early, []
         busy = [r for r in self._replicas if r.unfinished]
         if busy:
-            ready = connection.wait([r.pipe for r in busy], timeout=0 if outputs else WAIT_S)
-            for replica in (r for r in busy if r.pipe in ready):
+            watched = [one for r in busy for one in r.watched]
+            ready = set(connection.wait(watched, timeout=0 if outputs else WAIT_S))
+            for replica in (r for r in busy if ready.intersection(r.watched)):
                 outputs += self._note(replica, replica.receive())
         return outputs
 

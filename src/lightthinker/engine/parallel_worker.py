@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,8 @@ def _load(rank: int, num_ranks: int, port: int, device: str, options: dict[str, 
             "MASTER_PORT": str(port),
         }
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-        torch.distributed.init_process_group(backend)
+        # Ranks wait for rank 0's next command as long as nobody asks anything of it.
+        torch.distributed.init_process_group(backend, timeout=timedelta(days=365))
     from lightthinker.engine.llm import load_engine
 
     engine = load_engine(device=device, tensor_parallel=num_ranks > 1, **options)

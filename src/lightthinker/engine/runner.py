@@ -27,6 +27,7 @@ class ModelRunner:
     """
 
     def __init__(self, model: Any):
+        _check_rope(model.config.get_text_config())
         model.set_attn_implementation(PAGED_ATTENTION)
         assert model.config._attn_implementation == PAGED_ATTENTION
         self.model = model.eval()
@@ -34,9 +35,9 @@ class ModelRunner:
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self._compiled: Any = None
 
-    def compile(self) -> None:
+    def compile(self, on: bool = True) -> None:
         """Compile the model for `forward(..., compiled=True)`; happens at the first such call."""
-        self._compiled = torch.compile(self.model.forward, fullgraph=True)
+        self._compiled = torch.compile(self.model.forward, fullgraph=True) if on else None
 
     def probe(self) -> list[LayerShape]:
         """Forward one token to learn what each layer stores.
@@ -126,3 +127,16 @@ class ModelRunner:
 
     def _tensor(self, data: list[int]) -> torch.Tensor:
         return torch.tensor(data, dtype=torch.long, device=self.device)
+
+
+def _check_rope(config: Any) -> None:
+    """Raise CheckpointError if positions of one sequence would change the keys of another."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [p for p in parameters.values() if isinstance(p, dict)]
+    for rope in nested or [parameters]:
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            raise CheckpointError(
+                f"This model's RoPE type {rope['rope_type']!r} chooses its frequencies by the "
+                "longest sequence of a batch, which would change keys that are already stored; "
+                "the engine does not support it."
+            )
