@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightthinker.checks import check_types
 from lightthinker.errors import CheckpointError, ConfigError, suggestion
 from lightthinker.layout import LayoutRules
 
@@ -129,6 +130,7 @@ class CompressionConfig(LayoutRules):
         for key in settings:
             if key not in known:
                 raise ConfigError(f"Unknown setting compression.{key}.{suggestion(key, known)}")
+        check_types(cls, settings, "compression.")
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
         }

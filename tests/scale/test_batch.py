@@ -213,5 +213,5 @@ def test_the_command(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
     main(["batch", str(questions), str(output), "--model", str(model), "--max-tokens", "8"])
 
-    assert f"6 rows in {output}" in capsys.readouterr().out
+    assert f"Rows in {output}: 6\n" in capsys.readouterr().out
     assert [r["finish_reason"] for r in results_of(output)] == ["length"] * 6

@@ -84,5 +84,6 @@ def batch(
             )  # fmt: skip
         elif todo:
             answer_rows(open_llm(model, **options), todo, settings, write)
-        journal.finish([row.id for row in rows])
-    print(f"{len(rows)} rows in {output}")
+        num_failed = journal.finish([row.id for row in rows])
+    failed = f", {num_failed} with an error in place of an answer" if num_failed else ""
+    print(f"Rows in {output}: {len(rows)}{failed}")

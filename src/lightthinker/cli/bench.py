@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 bench = App(name="bench", help="Measure servers under load.")
 
@@ -31,10 +32,11 @@ def serve(
     family: str = "tasks",
     difficulty: str = "standard",
     output_len: int = 1024,
-    goodput: tuple[str, ...] = (),
+    goodput: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
     extra_body: str = "{}",
     seed: int = 0,
     result: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Send load to any OpenAI-compatible server, and print latency and throughput.
 
@@ -64,6 +66,7 @@ def serve(
         extra_body: JSON added to every request, such as '{"lightthinker": {"compression": false}}'.
         seed: Draws prompts and arrivals.
         result: File for the JSON object, too.
+        overwrite: Replace an existing result file.
     """
     import asyncio
     import json
@@ -101,6 +104,8 @@ def serve(
         difficulty=difficulty,
     )  # fmt: skip
     objectives = parse_goodput(goodput)
+    if result is not None and result.exists() and not overwrite:
+        raise ConfigError(f"{result} exists. Choose another --result, or pass --overwrite.")
     count = None
     if tokenizer is not None:
         from transformers import AutoTokenizer

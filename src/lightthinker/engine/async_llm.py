@@ -90,7 +90,7 @@ class AsyncLLM:
 
     Example:
         >>> engine = AsyncLLM(LLM("path/to/checkpoint"))
-        >>> async for output in engine.generate("What is 12 * 34?", SamplingParams()):
+        >>> async for output in engine.generate("What is 12*34?", SamplingParams()):
         ...     print(output.outputs[0].text)
     """
 

@@ -112,6 +112,11 @@ class Intake:
                 f"The prompt takes {longest} positions, and the model has {self.max_model_len}: "
                 "none is left to answer."
             )
+        if len(prompt_ids) >= self.num_kv_tokens:
+            raise RequestError(
+                f"The prompt has {len(prompt_ids)} tokens and the KV pool holds "
+                f"{self.num_kv_tokens}; raise num_kv_tokens."
+            )
         return Request(
             request_id,
             prompt if isinstance(prompt, str) else None,
@@ -142,11 +147,6 @@ class Intake:
         if min(prompt_ids) < 0 or max(prompt_ids) >= self.vocab_size:
             raise RequestError(
                 f"The prompt has token ids outside the model's vocabulary of {self.vocab_size}."
-            )
-        if len(prompt_ids) >= self.num_kv_tokens:
-            raise RequestError(
-                f"The prompt has {len(prompt_ids)} tokens and the KV pool holds "
-                f"{self.num_kv_tokens}; raise num_kv_tokens."
             )
 
     def _compression_of(self, params: SamplingParams) -> CompressionConfig | None:

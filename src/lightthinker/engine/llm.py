@@ -55,7 +55,7 @@ class LLM:
 
     Example:
         >>> llm = LLM("path/to/checkpoint")
-        >>> out = llm.chat([{"role": "user", "content": "What is 12 * 34?"}])[0]
+        >>> out = llm.chat([{"role": "user", "content": "What is 12*34?"}])[0]
         >>> out.outputs[0].text, out.outputs[0].stats.peak_tokens
     """
 
@@ -300,6 +300,9 @@ def load_checkpoint(
 
 
 def _load_config(model: str | Path) -> tuple[Any, Any]:
+    name = str(model)
+    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise CheckpointError(f"There is no folder {name}.")
     try:
         return AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:

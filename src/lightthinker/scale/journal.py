@@ -104,8 +104,12 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def finish(self, order: Sequence[str]) -> None:
-        """Write the output in this order of ids, put it in place, and remove the journal."""
+    def finish(self, order: Sequence[str]) -> int:
+        """Write the output in this order of ids, put it in place, and remove the journal.
+
+        Returns:
+            How many rows hold an error in place of an answer.
+        """
         assert self._file is not None
         assert self.done == set(order), "an output is written when every row is there"
         self._file.seek(0)
@@ -125,3 +129,4 @@ class Journal:
             os.fsync(written.fileno())
         temporary.replace(self.output)
         self.path.unlink()
+        return sum(row.get("finish_reason") == "error" for row in rows)

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from lightthinker.checks import check_types
 from lightthinker.compression import CompressionConfig
 from lightthinker.errors import ConfigError, suggestion
 from lightthinker.segment import SegmentConfig
@@ -348,6 +349,8 @@ def check_trainer_keys(trainer: Mapping[str, Any]) -> None:
             raise ConfigError(f"trainer.{key} is set by the recipe itself; leave it out.")
         if key not in known:
             raise ConfigError(f"Unknown setting trainer.{key}.{suggestion(key, known)}")
+    strategies = {k: v for k, v in trainer.items() if not k.endswith("_strategy")}
+    check_types(TrainingArguments, strategies, "trainer.")
 
 
 def _optional(kind: type[T], settings: Any, section: str) -> T | None:
@@ -358,6 +361,7 @@ def _build(kind: type[T], settings: Any, section: str) -> T:
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{section} must be a mapping, not {settings!r}.")
     _check_keys(kind, settings, section + ".")
+    check_types(kind, settings, section + ".")
     try:
         return kind(**settings)
     except TypeError as error:

@@ -76,7 +76,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     _barrier()
     if not resume and not overwrite and is_used:
         raise ConfigError(
-            f"{output} is not empty. Resume it with --resume, or choose another output_dir."
+            f"{output} is not empty. Go on with --resume if it was interrupted, choose another "
+            "output_dir, or pass --overwrite."
         )
     if arguments.n_gpu > 1:
         raise ConfigError(
