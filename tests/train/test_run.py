@@ -23,6 +23,7 @@ from lightthinker.errors import CheckpointError, ConfigError, DataError
 from lightthinker.testing.training import tiny_recipe, training_losses
 from lightthinker.train.card import update_card
 from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
+from lightthinker.train.recipe import load_recipe
 from lightthinker.train.run import train, training_arguments
 
 recipe, losses = tiny_recipe, training_losses
@@ -244,3 +245,16 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     assert not list((tmp_path / "run").glob("*.safetensors"))
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "run.partial", ignore_errors=True)
+
+
+def test_when_no_trace_is_left_each_source_says_why(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "bare.jsonl").write_text('{"question": "a", "reasoning": "", "answer": "b"}\n' * 2)
+    settings = recipe(tmp_path / "run").to_dict()
+    files = [{"path": str(tmp_path / name)} for name in ("empty.jsonl", "bare.jsonl")]
+    settings["data"] = {"row_length": 256, "sources": files}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(DataError) as refused:
+        prepare(load_recipe(tmp_path / "recipe.yaml"))
+    assert "empty.jsonl: no rows; " in str(refused.value)
+    assert "2 dropped: no reasoning (first at 1, 2)" in str(refused.value)

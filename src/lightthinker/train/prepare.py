@@ -145,10 +145,7 @@ def write_rows(
     examples = _examples(recipe, encoder, summary, strict=strict)
     bins = list(pack(examples, data.row_length, num_open=num_open))
     if not bins:
-        raise DataError(
-            f"No trace is left to train on; dropped: {dict(summary.dropped)}; read: "
-            f"{summary.sources}."
-        )
+        raise DataError(f"No trace is left to train on. {_what_became(summary)}.")
     rows = [
         pack_row(
             examples,
@@ -225,6 +222,21 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(table)
     console.print("one example as the model sees it:", style="bold")
     console.print(summary.sample, markup=False, highlight=False)
+
+
+def _what_became(summary: Summary) -> str:
+    """Say in one line what each source had and why it was dropped."""
+    parts = []
+    for source in summary.sources:
+        reasons = [
+            f"{drops['count']} dropped: {reason} (first at {', '.join(map(str, drops['lines']))})"
+            for reason, drops in source["drops"].items()
+        ]
+        parts.append(
+            ", ".join([f"{source['source']}: {source['num_read'] or 'no'} rows", *reasons])
+        )
+    parts += [f"{count} dropped: {reason}" for reason, count in summary.dropped.items()]
+    return "; ".join(parts)
 
 
 def _examples(
