@@ -102,10 +102,14 @@ class LLMEngine:
         )
         never_sampled = compression.never_sampled if compression else ()
         self._host_sampler = sampler or Sampler(never_sampled)
-        self.sampler = self._host_sampler
+        self.sampler: TokenSampler = self._host_sampler
         self.graphs: GraphRunner | None = None
         if sampler is None and backend == "triton":
-            self._sample_on_device(model, never_sampled)
+            from lightthinker.engine.graphs import device_steps
+
+            self.sampler, self.graphs = device_steps(
+                self.runner, self.backend, compression, self.config
+            )
         self.on_compress: Callable[[Sequence, list[int]], None] | None = None
         text_config = model.config.get_text_config()
         self.max_model_len = int(getattr(text_config, "max_position_embeddings", None) or 2**31 - 1)
@@ -123,32 +127,6 @@ class LLMEngine:
         self._is_async = on_gpu if asked is None else asked
         self._in_flight: InFlight | None = None
         self._requests: dict[str, Request] = {}
-
-    def _sample_on_device(self, model: Any, never_sampled: tuple[int, ...]) -> None:
-        """Let kernels sample, and steps that fit run as graphs (uncaptured until `warm_up`)."""
-        from lightthinker.attention.triton_backend import TritonBackend
-        from lightthinker.engine.device_sampler import DeviceSampler
-        from lightthinker.engine.graphs import GraphRunner
-
-        assert isinstance(self.backend, TritonBackend)
-        config, rules = self.config, self.compression
-        # Room for every sequence's token and for a few groups of gists in the same step.
-        group = rules.num_gists + 1 if rules else 0
-        max_rows = max(2, config.max_num_seqs + max(group, config.max_num_seqs // 4))
-        self.sampler = sampler = DeviceSampler(
-            never_sampled,
-            max_rows=max_rows,
-            vocab_size=int(model.get_output_embeddings().weight.shape[0]),
-            device=self.runner.device,
-        )
-        if not config.enforce_eager:
-            self.graphs = GraphRunner(
-                self.runner,
-                self.backend,
-                sampler,
-                max_rows=max_rows,
-                max_live_tokens=min(self.pool.num_slots, config.max_graph_live_tokens),
-            )
 
     def use_compression(self, compression: CompressionConfig | None) -> None:
         """Let requests from now on follow other rules over the same tokens (retention, controls).

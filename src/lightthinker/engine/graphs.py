@@ -16,9 +16,12 @@ import numpy as np
 import torch
 
 from lightthinker.attention.batch import PagedBatch
+from lightthinker.attention.paged import AttentionBackend
 from lightthinker.attention.rows_metadata import RowsCapacity
 from lightthinker.attention.staging import StagedBuffer
 from lightthinker.attention.triton_backend import TritonBackend
+from lightthinker.compression import CompressionConfig
+from lightthinker.engine.config import EngineConfig
 from lightthinker.engine.device_sampler import DeviceSampler, samples_on_host
 from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.runner import ModelRunner
@@ -153,3 +156,31 @@ class GraphRunner:
         finally:
             self.backend.metadata = eager
         self.sampler.draw(logits)
+
+
+def device_steps(
+    runner: ModelRunner,
+    backend: AttentionBackend,
+    compression: CompressionConfig | None,
+    config: EngineConfig,
+) -> tuple[DeviceSampler, GraphRunner | None]:
+    """Return what samples on the device, and what runs steps as graphs unless `enforce_eager`.
+
+    The graphs are not captured yet. They have room for every sequence's token and for a few groups
+    of gists in the same step.
+    """
+    assert isinstance(backend, TritonBackend), "the torch backend has no static buffers"
+    group = compression.num_gists + 1 if compression else 0
+    max_rows = max(2, config.max_num_seqs + max(group, config.max_num_seqs // 4))
+    sampler = DeviceSampler(
+        compression.never_sampled if compression else (),
+        max_rows=max_rows,
+        vocab_size=int(runner.model.get_output_embeddings().weight.shape[0]),
+        device=runner.device,
+    )
+    if config.enforce_eager:
+        return sampler, None
+    max_live_tokens = min(backend.pool.num_slots, config.max_graph_live_tokens)
+    return sampler, GraphRunner(
+        runner, backend, sampler, max_rows=max_rows, max_live_tokens=max_live_tokens
+    )

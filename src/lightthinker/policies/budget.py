@@ -10,6 +10,7 @@ attention, as the papers do, so a prompt above the budget sets the peak.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -19,7 +20,7 @@ from lightthinker.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budgeted:
+class Budgeted(ABC):
     """The fields that every policy has.
 
     Attributes:
@@ -50,14 +51,14 @@ class Budgeted:
             )
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """The policy's name on the command line."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_protected(self) -> int:
         """Tokens that the policy keeps whatever happens; the prompt is not counted."""
-        raise NotImplementedError
 
     @property
     def smallest_cache(self) -> int:

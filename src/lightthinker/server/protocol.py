@@ -7,6 +7,7 @@ model or on settings are checked later (`sampling.py`, `prompts.py`).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, LiteralString
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -91,9 +92,9 @@ class GenerationBody(Body):
         return self
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """How many alternatives to report per token; None for no log-probabilities at all."""
-        raise NotImplementedError
 
     @property
     def extension(self) -> Extension:
