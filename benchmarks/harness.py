@@ -12,6 +12,7 @@ import platform
 import random
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,15 @@ def compression(shape: str) -> CompressionConfig:
 
 
 def make_engine(model: Any, shape: str, **config: Any) -> LLMEngine:
-    """Return a warm engine."""
+    """Return a warm engine; says on stderr what takes how long."""
     engine = LLMEngine(model, byte_tokenizer(), compression(shape), config=EngineConfig(**config))
-    console = Console(stderr=True)
-    with console.status(shape) as status:
-        engine.warm_up(lambda words: status.update(f"{shape}: {words}"))
+    begin = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"{shape} {time.perf_counter() - begin:6.1f} s: {text}", file=sys.stderr, flush=True)
+
+    engine.warm_up(say)
+    say("ready")
     return engine
 
 

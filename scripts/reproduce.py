@@ -3,6 +3,7 @@
     python scripts/reproduce.py main_table --checkpoint lightthinker=runs/a --checkpoint anllm=b
     python scripts/reproduce.py main_table budget_sweep long_reasoning --devices cuda:0,cuda:1
     python scripts/reproduce.py gsm8k_methods --data test.jsonl --checkpoint lightthinker=runs/gsm8k
+    python scripts/reproduce.py smollm2_gsm8k --data test.jsonl --checkpoint lightthinker=a (...)
     python scripts/reproduce.py main_table --smoke     # the bundled model, a few problems, on a CPU
 
 Every step is an evaluation of its own under runs/reproduce/, with a journal: the same command goes
@@ -39,7 +40,15 @@ from lightthinker.evals.rows import check_table, markdown, paired_rows, table_ro
 from lightthinker.evals.settings import EvalSettings
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = ("main_table", "budget_sweep", "long_reasoning", "gsm8k_methods", "bundled_model")
+TARGETS = (
+    "main_table",
+    "budget_sweep",
+    "long_reasoning",
+    "smollm2_gsm8k",
+    "gsm8k_methods",
+    "bundled_model",
+)
+PAIR = "smollm2_gsm8k"
 TABLE_NAMES = {"gsm8k_methods": "smollm2_gsm8k_methods"}
 EVICTION = ("streaming_llm", "sepllm", "h2o", "r_kv", "snapkv", "tova", "random")
 TRAINED = ("lightthinker_token", "anllm")
@@ -94,13 +103,16 @@ class Reproduction:
         """Run all steps; returns the table's path."""
         steps = [step for group in getattr(self, f"_{self.target}")() for step in group]
         runs = [(step, self._run(step)) for step in steps]
-        table = self._table(runs)
-        check_table(table)
+        pair = self.target == PAIR
+        table = self._comparison(runs) if pair else self._table(runs)
+        if not pair:
+            check_table(table)
         path = self.folder / f"{self.target}.json"
         if not self.options.smoke:
             path = ROOT / "results" / f"{TABLE_NAMES.get(self.target, self.target)}.json"
         write_text(path, json.dumps(table, indent=2) + "\n", overwrite=True)
-        print(markdown(table["rows"]))
+        rows = [row for _, results in runs for row in table_rows(results)]
+        print(markdown(rows if pair else table["rows"]))
         self._report(runs)
         return path
 
@@ -108,7 +120,15 @@ class Reproduction:
         max_tokens = 100 if self.options.smoke else 1100
         return self._methods(self._settings(self._families(), max_tokens), "standard")
 
+    def _smollm2_gsm8k(self) -> list[list[Step]]:
+        base = self._gsm8k()
+        methods = ("lightthinker", "full_cot")
+        return [[self._step(name, name, (name,), base) for name in methods]]
+
     def _gsm8k_methods(self) -> list[list[Step]]:
+        return self._methods(self._gsm8k(), "standard")
+
+    def _gsm8k(self) -> dict[str, Any]:
         if self.options.smoke:
             self.options.data = self.folder / "test.jsonl"
             rows = (json.dumps({"question": q, "answer": a}) for q, a in SMOKE_GSM8K)
@@ -116,7 +136,7 @@ class Reproduction:
         task = "gsm8k:plain" if self.options.data is None else f"gsm8k:plain={self.options.data}"
         max_tokens = 40 if self.options.smoke else 1024
         base = self._settings((task,), max_tokens)
-        return self._methods({**base, "num_problems": self.options.num_problems}, "standard")
+        return {**base, "num_problems": self.options.num_problems}
 
     def _methods(self, base: dict[str, Any], difficulty: str) -> list[list[Step]]:
         base = {**base, "difficulty": "tiny" if self.options.smoke else difficulty}
@@ -235,6 +255,12 @@ class Reproduction:
             "skipped": self.skipped if self.target in WITH_TRAINED else {},
             "smoke": self.options.smoke,
         }
+
+    def _comparison(self, runs: Sequence[tuple[Step, EvalResults]]) -> dict[str, Any]:
+        """Return the steps as one comparison, as `lightthinker eval` writes it."""
+        together = combine([self._with_samples(step, results) for step, results in runs])
+        models = {step.checkpoint: results.info.model for step, results in runs}
+        return {**together.results.to_dict(), "command": command_line(), "models": models}
 
     def _pairs(self, runs: Sequence[tuple[Step, EvalResults]]) -> list[dict[str, Any]]:
         """Compare with full CoT across the steps that share their problems."""

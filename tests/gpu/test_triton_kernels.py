@@ -284,7 +284,7 @@ def test_repetition_penalty_marks_what_was_sampled():
 @torch.no_grad()
 def test_a_compiled_model_on_the_kernels_has_no_graph_break():
     from lightthinker.attention.triton_backend import TritonBackend
-    from lightthinker.engine.runner import ModelRunner, paged_batch
+    from lightthinker.engine.runner import ModelRunner
 
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -299,7 +299,7 @@ def test_a_compiled_model_on_the_kernels_has_no_graph_break():
             [Row(0, i + 1, 0, 0) for i in range(count)], list(range(count)), [3, 1, 6, 2], count
         )
         slots = [step.pages[i // 16] * 16 + i % 16 for i in range(count)]
-        backend.prepare(paged_batch([step], slots, runner.device))
+        backend.prepare(PagedBatch([step], slots, runner.device))
         inputs = {
             "input_ids": torch.arange(count, device="cuda")[None] + 5,
             "position_ids": torch.arange(count, device="cuda")[None],

@@ -318,14 +318,16 @@ def _load_generation_config(model: str | Path) -> Any:
 
 def _device(name: str | None) -> torch.device:
     has_cuda = torch.cuda.is_available()
-    if name is None:
-        return torch.device("cuda" if has_cuda else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(name or ("cuda" if has_cuda else "cpu"))
     except RuntimeError as error:
         raise RequestError(f"device is {name!r}; it must be cpu, cuda or cuda:N.") from error
     if device.type == "cuda" and not has_cuda:
         raise RequestError(f"device is {name!r}, but this machine has no CUDA device.")
+    if device.type == "cuda" and device.index is None:
+        # Asking for the current device would open a context, which a parent of workers should not.
+        index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+        return torch.device("cuda", index)
     return device
 
 
