@@ -3,13 +3,15 @@
     python benchmarks/bench_decode.py --output results/bench_decode.json
 
 Full chain-of-thought, 1024 live tokens a sequence, whole engine steps (scheduling and sampling
-included), as many as it takes for the clock.
+included), as many as it takes for the clock. `host_ms` is a step's time less its waiting for the
+GPU: what Python needs, and hides behind the GPU as long as it is less than the step.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from contextlib import contextmanager
 
 import torch
 from harness import (
@@ -24,6 +26,7 @@ from harness import (
     words,
 )
 
+from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.sampling_params import SamplingParams
 
 
@@ -34,6 +37,7 @@ def main() -> None:
     options.add_argument("--live-tokens", type=int, default=1024)
     options.add_argument("--steps", type=int, default=200)
     options.add_argument("--page-size", type=int, default=16)
+    options.add_argument("--profile", action="store_true", help="print where GPU time goes")
     options = options.parse_args()
     if options.smoke:
         options.models, options.batches, options.live_tokens, options.steps = (
@@ -55,7 +59,7 @@ def main() -> None:
             enforce_eager=options.enforce_eager,
         )
         for batch in options.batches:
-            step_ms, live = measure(engine, batch, options)
+            step_ms, host_ms, live = measure(engine, batch, options)
             kv_bytes = batch * live * engine.pool.bytes_per_token
             floor_ms = (weight_bytes(model) + kv_bytes) / BANDWIDTH * 1e3
             rows.append(
@@ -66,6 +70,7 @@ def main() -> None:
                     "step_ms": step_ms,
                     "floor_ms": floor_ms,
                     "ratio": step_ms / floor_ms,
+                    "host_ms": host_ms,
                     "tokens_per_s": batch / step_ms * 1e3,
                 }
             )
@@ -76,7 +81,7 @@ def main() -> None:
 
 
 def measure(engine, batch, options):
-    """Return milliseconds per step, and the mean live tokens of a sequence while it was timed."""
+    """Return milliseconds per step, those of Python, and a sequence's mean live tokens."""
     draw = random.Random(options.seed)
     num_warm = max(4, options.steps // 10)
     num_prompt = options.live_tokens - num_warm - options.steps // 2
@@ -90,18 +95,55 @@ def measure(engine, batch, options):
         engine.step()
     synchronise()
     before = sum(len(s.live) for s in engine.scheduler.running)
-    begin = time.perf_counter()
-    for _ in range(options.steps):
-        engine.step()
-    synchronise()
-    duration = time.perf_counter() - begin
+    with waiting_time() as waits:
+        begin = time.perf_counter()
+        for _ in range(options.steps):
+            engine.step()
+        host_duration = time.perf_counter() - begin - sum(waits)
+        synchronise()
+        duration = time.perf_counter() - begin
     after = sum(len(s.live) for s in engine.scheduler.running)
+    if options.profile:
+        profile_steps(engine, batch)
     assert len(engine.scheduler.running) == batch, "a sequence was swapped out or has ended"
     for i in range(batch):
         engine.abort_request(str(i))
     engine.step()
     engine.scheduler.check_integrity()
-    return duration / options.steps * 1e3, (before + after) / 2 / batch
+    per_step = 1e3 / options.steps
+    return duration * per_step, host_duration * per_step, (before + after) / 2 / batch
+
+
+@contextmanager
+def waiting_time():
+    """Collect the seconds that steps spend waiting for samples; the rest of a step is Python."""
+    waits, plain = [], PendingTokens.tolist
+
+    def timed(self):
+        begin = time.perf_counter()
+        tokens = plain(self)
+        waits.append(time.perf_counter() - begin)
+        return tokens
+
+    PendingTokens.tolist = timed
+    try:
+        yield waits
+    finally:
+        PendingTokens.tolist = plain
+
+
+def profile_steps(engine, batch, num_steps=10):
+    """Print which kernels a step's GPU time goes to."""
+    with torch.profiler.profile() as profile:
+        for _ in range(num_steps):
+            engine.step()
+        synchronise()
+    kernels = [e for e in profile.key_averages() if e.self_device_time_total > 0]
+    total = sum(e.self_device_time_total for e in kernels) / num_steps
+    print(f"batch {batch}: {total:.0f} us of kernels a step")
+    for e in sorted(kernels, key=lambda e: -e.self_device_time_total)[:16]:
+        each = e.self_device_time_total / num_steps
+        print(f"{each:9.1f} us {e.count / num_steps:6.1f}x  {e.key[:110]}")
 
 
 if __name__ == "__main__":

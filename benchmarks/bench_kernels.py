@@ -46,6 +46,7 @@ from lightthinker.attention.triton.sample import sample
 from lightthinker.attention.triton.sampling_batch import RowSampling, SamplingBatch
 from lightthinker.attention.triton.store_kv import store_kv
 from lightthinker.attention.triton.tiled_attention import tiled_attention
+from lightthinker.kvcache.page_list import PageList
 from lightthinker.kvcache.pool import LayerShape, PagePool
 from lightthinker.kvcache.triton_compact import SlotMover
 
@@ -187,16 +188,16 @@ class Bench:
             SequenceRows(
                 [Row(0, p + 1, 0, 0) for p in range(live - num_rows, live)],
                 list(range(live - num_rows, live)),
-                pages[i * pages_each : (i + 1) * pages_each],
+                PageList(pages[i * pages_each : (i + 1) * pages_each]),
                 live,
             )
             for i in range(batch)
         ]
-        return PagedBatch(sequences, torch.empty(0), torch.empty(0))
+        return PagedBatch(sequences, page_size, DEVICE)
 
     def metadata(self, step: PagedBatch, page_size: int) -> RowsMetadata:
         """Return the step's filled device buffers."""
-        capacity = RowsCapacity.of(step, page_size)
+        capacity = RowsCapacity.of(step)
         metadata = RowsMetadata(capacity, page_size=page_size, device=DEVICE)
         metadata.fill(step)
         return metadata

@@ -143,7 +143,7 @@ def _adopt(engine: LLMEngine, sequence: Sequence) -> bool:
     if engine.pool.allocator.num_free < num_pages + len(scheduler.running):
         return False
     scheduler.waiting.remove(sequence)
-    sequence.pages = engine.pool.allocator.allocate(num_pages)
+    sequence.pages += engine.pool.allocator.allocate(num_pages)
     sequence.adopt(num_tokens)
     sequence.status = Status.RUNNING
     scheduler.running.append(sequence)

@@ -20,6 +20,11 @@ class LayoutBuilder:
     The engine calls it while it generates, the encoder while it prepares training data. Tokens are
     never rewritten; only `expires` of earlier tokens changes, from `NEVER` to the index where they
     are dropped.
+
+    Attributes:
+        expiring: (at, start, stop) of tokens `start <= i < stop` that expire at index `at`, until
+            `forget_expired` is called.
+        next_expiry: The least `at` among them.
     """
 
     def __init__(self, rules: LayoutRules):
@@ -31,6 +36,7 @@ class LayoutBuilder:
         self.first: list[int] = []
         self.last: list[int] = []
         self.skip: list[int] = []
+        self.expiring: list[tuple[int, int, int]] = []
         self.next_expiry = NEVER
         self.num_thoughts = 0
         self.thought_start = 0
@@ -79,12 +85,26 @@ class LayoutBuilder:
 
     def sampled(self, num_tokens: int = 1, *, role: Role = Role.THOUGHT) -> None:
         """Write sampled tokens: thought, trigger or answer."""
-        for start, stop in self._prompt_chunks:
-            self._expire(start, stop, len(self))
-        self._prompt_chunks.clear()
-        if self.thought_start == len(self.role):
+        index = len(self.role)
+        if self._prompt_chunks:
+            for start, stop in self._prompt_chunks:
+                self._expire(start, stop, index)
+            self._prompt_chunks.clear()
+        if self.thought_start == index:
             self._group_position = self.next_position
-        self._write(num_tokens, role, thought=-1 if role is Role.ANSWER else self.num_thoughts)
+        thought = -1 if role is Role.ANSWER else self.num_thoughts
+        if num_tokens != 1:
+            self._write(num_tokens, role, thought=thought)
+            return
+        # What `_write` does, for the one token that the engine writes at every step.
+        self.role.append(role)
+        self.thought.append(thought)
+        self.position.append(self.next_position)
+        self.expires.append(NEVER)
+        self.first.append(0)
+        self.last.append(index)
+        self.skip.append(index)
+        self.next_position += 1
 
     def mark_trigger(self, index: int) -> None:
         """Note that a sampled token is the trigger, whose lifetime is its thought's."""
@@ -127,6 +147,11 @@ class LayoutBuilder:
         """Let tokens expire now, unseen by whatever is written next (cache policies)."""
         for index in indices:
             self._expire(index, index + 1, len(self))
+
+    def forget_expired(self, now: int) -> None:
+        """Take what has expired at index `now` off `expiring`: it has been freed."""
+        self.expiring = [span for span in self.expiring if span[0] > now]
+        self.next_expiry = min((at for at, _, _ in self.expiring), default=NEVER)
 
     def build(self) -> TokenLayout:
         """Return the layout written so far, as arrays."""
@@ -194,4 +219,5 @@ class LayoutBuilder:
 
     def _expire(self, start: int, stop: int, at: int) -> None:
         self.expires[start:stop] = [at] * (stop - start)
+        self.expiring.append((at, start, stop))
         self.next_expiry = min(self.next_expiry, at)

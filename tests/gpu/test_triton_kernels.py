@@ -126,7 +126,7 @@ def test_graph_replay_equals_eager(dtype):
         for x in (case.query, case.key, case.value)
     ]
     settings = {"scaling": 0.1, "softcap": None, "window": None}
-    empty = PagedBatch([], case.batch.slot_mapping[:0], case.batch.token_index[:0])
+    empty = PagedBatch([], case.pool.page_size, case.batch.device)
     backend.metadata.fill(empty, num_rows=16, use_tiles=False)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -141,11 +141,7 @@ def test_graph_replay_equals_eager(dtype):
     starts = [0, 1, 11, 12, 15]
     for chosen in ([0, 1, 2, 3], [1], [3, 0], [0, 1, 2, 3]):
         rows = [t for s in chosen for t in range(starts[s], starts[s + 1])]
-        batch = PagedBatch(
-            [sequences[s] for s in chosen],
-            case.batch.slot_mapping[rows],
-            case.batch.token_index[rows],
-        )
+        batch = PagedBatch([sequences[s] for s in chosen], case.pool.page_size, case.batch.device)
         parts = [x[rows] for x in (case.query, case.key, case.value)]
         for buffer, part in zip(static, parts):
             buffer.fill_(float("nan"))
@@ -298,8 +294,7 @@ def test_a_compiled_model_on_the_kernels_has_no_graph_break():
         step = SequenceRows(
             [Row(0, i + 1, 0, 0) for i in range(count)], list(range(count)), [3, 1, 6, 2], count
         )
-        slots = [step.pages[i // 16] * 16 + i % 16 for i in range(count)]
-        backend.prepare(PagedBatch([step], slots, runner.device))
+        backend.prepare(PagedBatch([step], 16, runner.device))
         inputs = {
             "input_ids": torch.arange(count, device="cuda")[None] + 5,
             "position_ids": torch.arange(count, device="cuda")[None],

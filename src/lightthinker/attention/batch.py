@@ -38,14 +38,14 @@ class ObservedRows(NamedTuple):
     upper: int = 2**31 - 1
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SequenceRows:
     """The rows of one sequence in this step, and the pages that hold its live tokens.
 
     Attributes:
         rows: Its rows, in token order.
         indices: Original token index of each row.
-        pages: Page numbers, in order.
+        pages: Page numbers, in order; a `PageList` hands them to the kernels as an array.
         num_live: Live tokens once these rows are written.
         observed: Rows whose attention must be summed up, if any.
     """
@@ -63,13 +63,33 @@ class PagedBatch:
 
     Attributes:
         sequences: The sequences in row order.
-        slots: The slot that each row's KV goes to.
+        page_size: Tokens per page.
         device: Where the model runs.
     """
 
     sequences: list[SequenceRows]
-    slots: list[int]
+    page_size: int
     device: torch.device
+
+    @cached_property
+    def num_rows(self) -> int:
+        """T."""
+        return sum([len(s.rows) for s in self.sequences])
+
+    @cached_property
+    def max_live(self) -> int:
+        """Live tokens of the sequence that has most."""
+        return max([s.num_live for s in self.sequences], default=0)
+
+    @cached_property
+    def slots(self) -> list[int]:
+        """The slot that each row's KV goes to."""
+        size = self.page_size
+        return [
+            s.pages[i // size] * size + i % size
+            for s in self.sequences
+            for i in range(s.num_live - len(s.rows), s.num_live)
+        ]
 
     @cached_property
     def slot_mapping(self) -> torch.Tensor:

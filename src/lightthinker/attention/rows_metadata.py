@@ -19,6 +19,7 @@ import torch
 
 from lightthinker.attention.batch import PagedBatch, SequenceRows
 from lightthinker.attention.staging import StagedBuffer
+from lightthinker.kvcache.page_list import PageList
 
 TILE_ROWS = 64
 """Most query rows of one prefill tile."""
@@ -69,12 +70,12 @@ class RowsCapacity:
     max_pages: int
 
     @classmethod
-    def of(cls, batch: PagedBatch, page_size: int) -> Self:
+    def of(cls, batch: PagedBatch) -> Self:
         """Return what `batch` needs."""
         return cls(
-            max_rows=sum(len(s.rows) for s in batch.sequences),
+            max_rows=batch.num_rows,
             max_sequences=len(batch.sequences),
-            max_pages=max((-(-s.num_live // page_size) for s in batch.sequences), default=0),
+            max_pages=-(-batch.max_live // batch.page_size),
         )
 
     @property
@@ -137,13 +138,13 @@ class RowsMetadata:
         """Build a step on the host and copy it to the device without waiting for it.
 
         Args:
-            batch: The step. A sequence's `pages` may be an int32 array, which is copied at once.
+            batch: The step.
             num_rows: Rows that the forward has, padding included (a CUDA graph's size); by default
                 those of the batch.
             use_tiles: Whether long runs of rows go to the prefill kernel. A CUDA graph, whose
                 launches are fixed, says no; then every row is launched by itself.
         """
-        needed = RowsCapacity.of(batch, self.page_size)
+        needed = RowsCapacity.of(batch)
         total = needed.max_rows if num_rows is None else num_rows
         assert self.capacity.holds(needed), f"{needed} does not fit {self.capacity}"
         assert needed.max_rows <= total <= self.capacity.max_rows, (needed.max_rows, total)
@@ -169,7 +170,9 @@ class RowsMetadata:
             return
         for line, sequence in enumerate(sequences):
             num_pages = -(-sequence.num_live // size)
-            page_table[line, :num_pages] = sequence.pages[:num_pages]
+            pages = sequence.pages
+            numbers = pages.numbers() if isinstance(pages, PageList) else pages
+            page_table[line, :num_pages] = numbers[:num_pages]
         line_of_row = np.repeat(np.arange(len(sequences)), counts)
         first_position = np.array([s.num_live for s in sequences]) - counts
         within = np.arange(num_rows) - np.repeat(np.cumsum(counts) - counts, counts)

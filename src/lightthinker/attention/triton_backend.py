@@ -42,7 +42,7 @@ class TritonBackend:
 
     def prepare(self, batch: PagedBatch) -> None:
         """Note the step's rows; called once before the model's forward."""
-        needed = RowsCapacity.of(batch, self.pool.page_size)
+        needed = RowsCapacity.of(batch)
         if not self.metadata.capacity.holds(needed):
             self.metadata = self.new_metadata(self.metadata.capacity.grown(needed))
         self.metadata.fill(batch)

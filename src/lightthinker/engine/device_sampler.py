@@ -1,8 +1,8 @@
 """Samples on the device, without waiting for it: the kernel's settings, filled in per sequence.
 
-What it cannot do, presence and frequency penalties and log-probabilities, is left to `Sampler` on
-the host (`samples_on_host`). Draws come from another generator than the host's: the same seed gives
-the same tokens on one kind of device, not across kinds.
+What it cannot do, penalties and log-probabilities, is left to `Sampler` on the host. Draws come
+from another generator than the host's: the same seed gives the same tokens on one kind of device,
+not across kinds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,6 @@ from lightthinker.attention.triton.sample import sample
 from lightthinker.attention.triton.sampling_batch import RowSampling, SamplingBatch
 from lightthinker.engine.pending import PendingTokens, TokenBuffer
 from lightthinker.engine.sequence import Sequence
-
-
-def samples_on_host(sequence: Sequence) -> bool:
-    """Whether this sequence's sampling needs more than the kernel does."""
-    return sequence.params.has_penalties
 
 
 class DeviceSampler:
@@ -39,6 +34,7 @@ class DeviceSampler:
         device: torch.device,
     ):
         self.never_sampled = never_sampled
+        self._padding = RowSampling(forbidden=never_sampled)
         self.buffer = TokenBuffer(max_rows, device)
         self.settings = SamplingBatch(
             max_rows=max_rows,
@@ -55,20 +51,23 @@ class DeviceSampler:
 
     def fill(self, sequences: list[Sequence], *, num_rows: int) -> None:
         """Send a step's settings to the device; rows beyond the sequences are greedy."""
-        rows = [
-            RowSampling(
-                temperature=s.params.temperature,
-                top_k=s.params.top_k,
-                top_p=s.params.top_p,
-                min_p=s.params.min_p,
-                seed=s.seed,
-                step=len(s.sampled_ids),
-                forbidden=self.never_sampled,
-            )
-            for s in sequences
-        ]
-        padding = RowSampling(forbidden=self.never_sampled)
-        self.settings.fill([*rows, *([padding] * (num_rows - len(rows)))])
+        rows = [s.row_sampling or self._note_row(s) for s in sequences]
+        steps = [len(s.sampled_ids) for s in sequences]
+        num_padding = num_rows - len(rows)
+        self.settings.fill(rows + [self._padding] * num_padding, steps + [0] * num_padding)
+
+    def _note_row(self, sequence: Sequence) -> RowSampling:
+        """Make a sequence's settings once; only their step changes."""
+        params = sequence.params
+        sequence.row_sampling = row = RowSampling(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=sequence.seed,
+            forbidden=self.never_sampled,
+        )
+        return row
 
     def draw(self, logits: torch.Tensor) -> None:
         """Draw for the rows of `logits` [B, V] as `fill` has said; may be captured in a graph."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from math import inf
 from time import monotonic
@@ -127,6 +127,7 @@ class LLMEngine:
         self._is_async = on_gpu if asked is None else asked
         self._in_flight: InFlight | None = None
         self._requests: dict[str, Request] = {}
+        self._next_deadline = inf
 
     def use_compression(self, compression: CompressionConfig | None) -> None:
         """Let requests from now on follow other rules over the same tokens (retention, controls).
@@ -193,6 +194,7 @@ class LLMEngine:
             if params.policy.observation is not None:
                 self.pool.keep_scores()
         self._requests[request_id] = request
+        self._next_deadline = min(self._next_deadline, request.deadline)
         for sequence in request.sequences:
             self.scheduler.add(sequence)
 
@@ -234,7 +236,7 @@ class LLMEngine:
     def expire_request(self, request_id: str) -> None:
         """Let a request's time be up: the next step ends it. Unknown ids are ignored."""
         if request_id in self._requests:
-            self._requests[request_id].deadline = -inf
+            self._requests[request_id].deadline = self._next_deadline = -inf
 
     def step(self) -> list[RequestOutput]:
         """Run one step over everything scheduled.
@@ -276,16 +278,17 @@ class LLMEngine:
 
     def _extend(self, previous: InFlight) -> None:
         """Write the tokens that are being sampled, ids unknown, so that they can be forwarded."""
-        sequences = [s for s in previous.place if s.finish_reason is None]
-        for sequence in sequences:
-            if self._writer.may_extend(sequence):
-                self._writer.extend(sequence)
-        self.scheduler.compact(s for s in sequences if s.status is Status.RUNNING)
+        writer = self._writer
+        for sequence in previous.place:
+            if sequence.finish_reason is None and writer.may_extend(sequence):
+                writer.extend(sequence)
+        # A first sampled token lets the chunks of a compressed prompt expire.
+        self._compact_all(previous.place)
 
     def _launch(self, scheduled: list[Scheduled], previous: InFlight | None) -> InFlight:
         """Send a step's rows through the model and sample."""
-        plan = plan_step(scheduled, self.scheduler, previous)
-        batch = PagedBatch(plan.sequences, plan.slots, self.runner.device)
+        plan = plan_step(scheduled, previous)
+        batch = PagedBatch(plan.sequences, self.pool.page_size, self.runner.device)
         known = previous.tokens if previous and plan.unknown_rows else None
         tokens, logits = self._run(plan, batch, known)
         self.scheduler.publish(s.sequence for s in scheduled)
@@ -328,45 +331,53 @@ class LLMEngine:
             later: One that was launched since; what it samples for a sequence that has ended, or
                 ended a thought, counts for nothing.
         """
-        tokens = step.token_list()
+        tokens, settle, requests = step.token_list(), self._writer.settle, self._requests
         for sequence, place in step.place.items():
-            request = self._requests.get(sequence.request_id)
+            request = requests.get(sequence.request_id)
             if request is None or sequence.finish_reason == "abort":
                 continue
-            ended_thought = self._writer.settle(sequence, request, tokens[place])
+            ended_thought = settle(sequence, request, tokens[place])
             if later and (ended_thought or sequence.finish_reason is not None):
                 later.place.pop(sequence, None)
-            is_known = sequence.finish_reason != "error"
-            if is_known and step.logits is not None and sequence.params.logprobs is not None:
+            if step.logits is None or sequence.finish_reason == "error":
+                continue
+            if sequence.params.logprobs is not None:
                 # Read back: what was forced is reported too, with its own probability.
                 token, num_top = sequence.sampled_ids[-1], sequence.params.logprobs
                 sequence.logprobs.append(token_logprob(step.logits[place], token, num_top))
-        # A first sampled token lets the chunks of a compressed prompt expire.
-        self.scheduler.compact(s for s in step.place if s.status is Status.RUNNING)
+        self._compact_all(step.place)
 
     def _compact(self, scheduled: list[Scheduled]) -> None:
         """Free what expired, and show fresh gists to whoever wants to see them."""
-        ran = [s.sequence for s in scheduled if s.sequence.status is Status.RUNNING]
+        ran = [s for s, _ in scheduled if s.status is Status.RUNNING]
         groups = [(s, self._fresh_gists(s)) for s in ran] if self.on_compress else []
-        self.scheduler.compact(ran)
+        self._compact_all(ran)
         for sequence, gists in groups:
             if gists and self.on_compress:
                 live = [i for i, k in enumerate(sequence.live) if k in gists]
                 self.on_compress(sequence, self.scheduler.slots(sequence, live))
 
+    def _compact_all(self, sequences: Iterable[Sequence]) -> None:
+        """Free what has expired of those that still run."""
+        due = [s for s in sequences if s.builder.next_expiry <= s.num_forwarded]
+        if due:
+            self.scheduler.compact(s for s in due if s.status is Status.RUNNING)
+
     def _outputs(self) -> list[RequestOutput]:
-        outputs = []
-        for request_id, request in list(self._requests.items()):
-            finished = request.finished
-            if finished or request.stream:
-                outputs.append(request.output(self.pool.bytes_per_token))
-            if finished:
-                del self._requests[request_id]
+        requests = [r for r in self._requests.values() if r.stream or r.finished]
+        outputs = [request.output(self.pool.bytes_per_token) for request in requests]
+        for output in outputs:
+            if output.finished:
+                del self._requests[output.request_id]
         return outputs
 
     def _end_overdue(self) -> None:
         now = monotonic()
+        if now < self._next_deadline:
+            return
         overdue = [r for r in self._requests.values() if now >= r.deadline]
+        later = (r.deadline for r in self._requests.values() if r.deadline > now)
+        self._next_deadline = min(later, default=inf)
         if overdue and self._in_flight:
             self._settle(self._in_flight)
             self._in_flight = None

@@ -22,7 +22,7 @@ from lightthinker.attention.staging import StagedBuffer
 from lightthinker.attention.triton_backend import TritonBackend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
-from lightthinker.engine.device_sampler import DeviceSampler, samples_on_host
+from lightthinker.engine.device_sampler import DeviceSampler
 from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.step import StepPlan
@@ -87,7 +87,8 @@ class GraphRunner:
         for size in reversed(self.sizes):
             if on_size:
                 on_size(size)
-            self._fill(StepPlan(), PagedBatch([], [], self.runner.device), size)
+            empty = PagedBatch([], self.backend.pool.page_size, self.runner.device)
+            self._fill(StepPlan(), empty, size)
             self._compute(size)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
@@ -97,12 +98,12 @@ class GraphRunner:
 
     def fits(self, plan: StepPlan, batch: PagedBatch) -> bool:
         """Whether a graph can run this step."""
-        needed = RowsCapacity.of(batch, self.backend.pool.page_size)
+        needed = RowsCapacity.of(batch)
         return (
             bool(plan.sampling)
             and self.metadata.capacity.holds(needed)
             and all(s.observed is None for s in batch.sequences)
-            and not any(samples_on_host(s) or s.params.logprobs is not None for s in plan.sampling)
+            and not any(s.samples_with_logits for s in plan.sampling)
         )
 
     def run(

@@ -37,7 +37,7 @@ class Request:
     @property
     def finished(self) -> bool:
         """Whether all samples are finished."""
-        return all(s.finish_reason is not None for s in self.sequences)
+        return None not in [s.finish_reason for s in self.sequences]
 
     def output(self, bytes_per_token: int) -> RequestOutput:
         """Report the request as it stands."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 
@@ -23,8 +23,7 @@ from lightthinker.kvcache.prompt_keys import prompt_page_keys
 BY_ORDER = attrgetter("order")
 
 
-@dataclass(frozen=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """One sequence's part of a step: how many of its pending tokens are forwarded."""
 
     sequence: Sequence
@@ -63,7 +62,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence."""
-        sequence.arrival = self._num_arrived
+        sequence.order = (sequence.params.priority, self._num_arrived)
         self._num_arrived += 1
         if self.share_prompts and sequence.has_plain_prompt:
             sequence.page_keys = prompt_page_keys(sequence.prompt_ids, self.pool.page_size)
@@ -74,18 +73,24 @@ class Scheduler:
 
         Sequences that cannot grow even alone are finished with reason `length`.
         """
-        self._admit()
-        budget, scheduled = self.max_num_batched_tokens, []
+        if self.waiting:
+            self._admit()
+        budget, size, scheduled = self.max_num_batched_tokens, self.pool.page_size, []
+        num_preemptions = self.num_preemptions
         for sequence in self._by_urgency():
-            if sequence.status is not Status.RUNNING or not sequence.num_pending:
+            num_pending = len(sequence.token_ids) - sequence.num_forwarded
+            if sequence.status is not Status.RUNNING or not num_pending:
                 continue
             if budget <= 0:
                 break
-            num_tokens = sequence.next_chunk(budget)
-            if not self._reserve(sequence, num_tokens):
+            num_tokens = 1 if num_pending == 1 else sequence.next_chunk(budget)
+            num_live = len(sequence.live) + num_tokens
+            if num_live > len(sequence.pages) * size and not self._reserve(sequence, num_live):
                 continue
             budget -= num_tokens
             scheduled.append(Scheduled(sequence, num_tokens))
+        if self.num_preemptions == num_preemptions:
+            return scheduled
         return [s for s in scheduled if s.sequence.status is Status.RUNNING]
 
     def publish(self, sequences: Iterable[Sequence]) -> None:
@@ -111,20 +116,22 @@ class Scheduler:
         group_sizes: list[int] = []
         shrunk: list[Sequence] = []
         for sequence in sequences:
-            expired = sequence.expired()
+            if sequence.builder.next_expiry > sequence.num_forwarded:
+                continue
+            expired, num_live = sequence.expired(), len(sequence.live)
             if not expired:
                 continue
             self.num_compactions += 1
             self.num_tokens_freed += len(expired)
-            gone = set(expired)
-            kept = [i for i in range(len(sequence.live)) if i not in gone]
-            assert expired[0] >= len(sequence.page_keys) * self.pool.page_size, "a shared page"
-            moves = [(old, new) for new, old in enumerate(kept) if old != new]
-            source += self.slots(sequence, (old for old, _ in moves))
-            target += self.slots(sequence, (new for _, new in moves))
-            group_sizes.append(len(moves))
-            vacated += self.slots(sequence, range(len(kept), len(sequence.live)))
-            sequence.keep(kept)
+            first = expired[0]
+            assert first >= len(sequence.page_keys) * self.pool.page_size, "a shared page"
+            moved = sequence.forget(expired)
+            num_kept = first + len(moved)
+            source += self.slots(sequence, moved)
+            target += self.slots(sequence, range(first, num_kept))
+            group_sizes.append(len(moved))
+            if self.pool.poison:
+                vacated += self.slots(sequence, range(num_kept, num_live))
             shrunk.append(sequence)
         if source:
             self.pool.move(source, target, group_sizes)
@@ -148,7 +155,7 @@ class Scheduler:
             target += slots[:num_kept]
             vacated += slots[num_kept:]
             sequence.drop(range(num_live - num_kept))
-            sequence.keep(list(range(num_live - num_kept, num_live)))
+            sequence.forget(list(range(num_live - num_kept)))
             shrunk.append(sequence)
         if source:
             self.pool.move_heads(torch.cat(source, dim=-1), target)
@@ -179,9 +186,13 @@ class Scheduler:
 
     def _by_urgency(self) -> list[Sequence]:
         """Return who runs: first those that generate, then those that read; each by order."""
-        return sorted(self.running, key=lambda s: (not s.sampled_ids, s.order))
+        running = sorted(self.running, key=BY_ORDER)
+        reading = [s for s in running if not s.sampled_ids]
+        return [s for s in running if s.sampled_ids] + reading if reading else running
 
     def _admit(self) -> None:
+        if len(self.running) >= self.max_num_seqs:
+            return
         for sequence in self._candidates():
             found, idle = self.pool.allocator.num_found(sequence.page_keys)
             if sequence.status is Status.SWAPPED:
@@ -200,11 +211,11 @@ class Scheduler:
                 return
             self.waiting.remove(sequence)
             if sequence.saved_kv is not None:
-                sequence.pages = self.pool.allocator.allocate(self._pages_for(len(sequence.live)))
+                sequence.pages += self.pool.allocator.allocate(self._pages_for(len(sequence.live)))
                 self.pool.write(self.slots(sequence, range(len(sequence.live))), sequence.saved_kv)
                 sequence.saved_kv = None
             elif found:
-                sequence.pages = self.pool.allocator.hold(sequence.page_keys[:found])
+                sequence.pages += self.pool.allocator.hold(sequence.page_keys[:found])
                 sequence.adopt(found * self.pool.page_size)
                 sequence.num_published = found
             sequence.status = Status.RUNNING
@@ -226,12 +237,12 @@ class Scheduler:
             yield sequence
             being_filled.update(keys[found:])
 
-    def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Give the sequence pages for `num_tokens` more.
+    def _reserve(self, sequence: Sequence, num_live: int) -> bool:
+        """Give the sequence pages for `num_live` tokens.
 
         False if it was preempted or finished instead.
         """
-        missing = self._pages_for(len(sequence.live) + num_tokens) - len(sequence.pages)
+        missing = self._pages_for(num_live) - len(sequence.pages)
         while missing > self.pool.allocator.num_free:
             victim = max(self.running, key=BY_ORDER)
             if victim is sequence:
@@ -257,8 +268,7 @@ class Scheduler:
         self._release(sequence, keep=0)
 
     def _release(self, sequence: Sequence, *, keep: int) -> None:
-        self.pool.release(sequence.pages[keep:])
-        del sequence.pages[keep:]
+        self.pool.release(sequence.pages.cut(keep))
 
     def _pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.pool.page_size)

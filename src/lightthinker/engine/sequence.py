@@ -20,11 +20,15 @@ from lightthinker.compression import CompressionConfig
 from lightthinker.engine.budget import ThinkingBudget
 from lightthinker.engine.outputs import TokenLogprob
 from lightthinker.engine.sampling_params import SamplingParams
-from lightthinker.layout import NEVER, LayoutRules, Role
+from lightthinker.kvcache.page_list import PageList
+from lightthinker.layout import LayoutRules, Role
 from lightthinker.layout_builder import LayoutBuilder
 
 UNKNOWN = -1
 """Stands for the id of a token that is still being sampled."""
+
+COMPRESSING = (Role.GIST, Role.CONTINUE)
+"""Roles of tokens that the engine inserts, and of AnLLM's anchor."""
 
 
 class Status(Enum):
@@ -52,6 +56,11 @@ class Sequence:
         seed: What this sample's draws depend on, together with their number in the sequence.
         budget: Ends reasoning when its tokens are spent.
         unsettled: Index of the last token while its id is unknown or not acted on; see `extend`.
+        row_sampling: The device sampler's settings for it, once they are made.
+        order: Who comes first: by priority, then by arrival.
+        anchor_id: AnLLM's anchor, which ends a thought and is its gist; None for other methods.
+        samples_with_logits: Whether sampling needs logits, which no CUDA graph hands out.
+        needs_known_tokens: Whether its next step cannot be prepared before its last token is known.
     """
 
     request_id: str
@@ -69,7 +78,7 @@ class Sequence:
     sampled_ids: list[int] = field(default_factory=list)
     unsettled: int | None = None
     live: list[int] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
+    pages: PageList = field(default_factory=PageList)
     thoughts: list[Any] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     saved_kv: list[torch.Tensor] | None = None
@@ -79,7 +88,8 @@ class Sequence:
     num_cached_tokens: int = 0
     page_keys: list[bytes] = field(default_factory=list)
     num_published: int = 0
-    arrival: int = -1
+    order: tuple[int, int] = (0, 0)
+    row_sampling: Any = None
 
     def __post_init__(self) -> None:
         rules: LayoutRules = self.compression or LayoutRules(method="full")
@@ -88,16 +98,21 @@ class Sequence:
         sources = self.builder.prompt(len(self.prompt_ids))
         self.token_ids = [self.prompt_ids[s] if s >= 0 else gists[-1 - s] for s in sources]
         self.in_answer = False
+        config = self.compression
+        is_anllm = config is not None and config.method == "anllm"
+        self.anchor_id = config.gist_ids[0] if config is not None and is_anllm else None
+        self.needs_known_tokens = (
+            is_anllm or self.params.has_penalties or self.params.policy is not None
+        )
+        self.samples_with_logits = self.params.has_penalties or self.params.logprobs is not None
+        by_count = config is not None and config.method == "token"
+        self._segment_tokens = config.segment_tokens if config is not None and by_count else None
+        self._thought_end = self.trigger_id if config is not None and config.has_trigger else None
 
     @property
     def num_pending(self) -> int:
         """Tokens written in the layout but not yet forwarded."""
         return len(self.token_ids) - self.num_forwarded
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Who comes first: by priority, then by arrival."""
-        return self.params.priority, self.arrival
 
     @property
     def has_plain_prompt(self) -> bool:
@@ -125,15 +140,14 @@ class Sequence:
         if start + 1 == len(role):
             return 1
         stop = min(start + budget, len(role))
-        compressing = (Role.GIST, Role.CONTINUE)
         for i in range(start, stop):
-            if role[i] in compressing and (i + 1 == len(role) or role[i + 1] not in compressing):
+            if role[i] in COMPRESSING and (i + 1 == len(role) or role[i + 1] not in COMPRESSING):
                 return i + 1 - start
-        if stop < len(role) and role[stop] in compressing:
-            while stop > start and role[stop - 1] in compressing:
+        if stop < len(role) and role[stop] in COMPRESSING:
+            while stop > start and role[stop - 1] in COMPRESSING:
                 stop -= 1
             if stop == start:
-                while stop < len(role) and role[stop] in compressing:
+                while stop < len(role) and role[stop] in COMPRESSING:
                     stop += 1
         return stop - start
 
@@ -143,65 +157,75 @@ class Sequence:
         Call before they are added to `live`.
         """
         builder, begin = self.builder, self.num_forwarded
-        if num_tokens == 1 and self._is_plain(begin):
-            return [Row(0, len(self.live) + 1, 0, 0)]
+        role = builder.role
+        if num_tokens == 1 and builder.first[begin] == 0 and role[begin] not in COMPRESSING:
+            return [Row(0, len(self.live) + 1, 0, 0)]  # A decoded token sees all that is live.
         live = [*self.live, *range(begin, begin + num_tokens)]
         rows = []
         for q in range(begin, begin + num_tokens):
             lower = bisect_left(live, builder.first[q])
             upper = bisect_right(live, builder.last[q])
-            excl_lo = excl_hi = 0
-            if builder.role[q] in (Role.GIST, Role.CONTINUE):
-                skip, expires = builder.skip[q], builder.expires
-                hidden = [
-                    i for i in range(lower, upper) if expires[live[i]] <= q or skip <= live[i] < q
-                ]
-                if hidden:
-                    excl_lo, excl_hi = hidden[0], hidden[-1] + 1
-                    assert excl_hi - excl_lo == len(hidden), "a row can exclude one range only"
-            rows.append(Row(lower, upper, excl_lo, excl_hi))
+            hidden = self._hidden(live, q, lower, upper) if role[q] in COMPRESSING else (0, 0)
+            rows.append(Row(lower, upper, *hidden))
         return rows
 
-    def _is_plain(self, q: int) -> bool:
-        """Whether a token sees all that is live, as a decoded token does."""
-        role, first = self.builder.role[q], self.builder.first[q]
-        return first == 0 and role not in (Role.GIST, Role.CONTINUE)
+    def _hidden(self, live: list[int], q: int, lower: int, upper: int) -> tuple[int, int]:
+        """Return the range of live tokens that row `q` does not see between `lower` and `upper`."""
+        spans = [(start, stop) for at, start, stop in self.builder.expiring if at <= q]
+        spans.append((self.builder.skip[q], q))
+        found = sorted(
+            (bisect_left(live, start, lower, upper), bisect_left(live, stop, lower, upper))
+            for start, stop in spans
+        )
+        low = high = 0
+        for begin, end in found:
+            if begin == end:
+                continue
+            if low == high:
+                low, high = begin, end
+            assert begin <= high, "a row can exclude one range only"
+            high = max(high, end)
+        return low, high
 
     def forwarded(self, num_tokens: int) -> None:
         """Note that the next `num_tokens` pending tokens are now in the pool."""
-        self.live.extend(range(self.num_forwarded, self.num_forwarded + num_tokens))
+        live = self.live
+        live.extend(range(self.num_forwarded, self.num_forwarded + num_tokens))
         self.num_forwarded += num_tokens
-        self.peak_live = max(self.peak_live, len(self.live))
+        if len(live) > self.peak_live:
+            self.peak_live = len(live)
 
     def expired(self) -> list[int]:
         """Return which live tokens (positions in `live`) the next pending token no longer sees."""
-        now, expires = self.num_forwarded, self.builder.expires
-        if self.builder.next_expiry > now:
-            return []
-        return [i for i, k in enumerate(self.live) if expires[k] <= now]
+        live, now = self.live, self.num_forwarded
+        spans = (span for span in self.builder.expiring if span[0] <= now)
+        found = {
+            i
+            for _, start, stop in spans
+            for i in range(bisect_left(live, start), bisect_left(live, stop))
+        }
+        return sorted(found)
 
     def drop(self, positions: Iterable[int]) -> None:
         """Let live tokens expire, given their positions in `live`: a cache policy evicts them."""
         self.builder.drop(self.live[i] for i in positions)
 
-    def keep(self, positions: list[int]) -> None:
-        """Forget all live tokens but those at these positions in `live`."""
-        self.tokens_freed += len(self.live) - len(positions)
-        self.live = [self.live[i] for i in positions]
-        expires = self.builder.expires
-        waiting = (*self.live, *range(self.num_forwarded, len(expires)))
-        self.builder.next_expiry = min((expires[k] for k in waiting), default=NEVER)
+    def forget(self, expired: list[int]) -> list[int]:
+        """Take what `expired` returned out of `live`.
+
+        Returns:
+            The old positions of the tokens behind the first that is gone; they close the gaps.
+        """
+        live, first, gone = self.live, expired[0], set(expired)
+        moved = [i for i in range(first, len(live)) if i not in gone]
+        live[first:] = [live[i] for i in moved]
+        self.tokens_freed += len(expired)
+        self.builder.forget_expired(self.num_forwarded)
+        return moved
 
     def is_anchor(self, token_id: int) -> bool:
-        """Whether this token is AnLLM's anchor, which ends a thought and is its gist."""
-        config = self.compression
-        return config is not None and config.method == "anllm" and token_id == config.gist_ids[0]
-
-    @property
-    def needs_known_tokens(self) -> bool:
-        """Whether its next step cannot be prepared before its last token is known."""
-        is_anllm = self.compression is not None and self.compression.method == "anllm"
-        return is_anllm or self.params.has_penalties or self.params.policy is not None
+        """Whether this token is AnLLM's anchor."""
+        return token_id == self.anchor_id
 
     @property
     def known_ids(self) -> list[int]:
@@ -216,8 +240,9 @@ class Sequence:
         """
         assert self.unsettled is None, "one token at a time"
         self.unsettled = len(self.token_ids)
-        self.token_ids.append(UNKNOWN if forced is None else forced)
-        self.sampled_ids.append(self.token_ids[-1])
+        token_id = UNKNOWN if forced is None else forced
+        self.token_ids.append(token_id)
+        self.sampled_ids.append(token_id)
         self.builder.sampled(role=Role.ANSWER if self.in_answer else Role.THOUGHT)
 
     def settle(self, token_id: int) -> tuple[int, bool]:
@@ -229,26 +254,24 @@ class Sequence:
             The id (a forced one stays), and whether it ends a thought, so that `insert_gists` must
             follow.
         """
-        config, builder = self.compression, self.builder
-        if self.is_anchor(token_id):
+        token_ids = self.token_ids
+        if token_id == self.anchor_id:
             self.sampled_ids.append(token_id)
-            self.token_ids.append(token_id)
-            builder.compress()
+            token_ids.append(token_id)
+            self.builder.compress()
             return token_id, False
         index = self.unsettled
         assert index is not None, "extend() comes first"
-        if self.token_ids[index] != UNKNOWN:
-            token_id = self.token_ids[index]
-        self.token_ids[index] = self.sampled_ids[-1] = token_id
+        if token_ids[index] != UNKNOWN:
+            token_id = token_ids[index]
+        token_ids[index] = self.sampled_ids[-1] = token_id
         self.unsettled = None
         if token_id == self.trigger_id:
-            builder.mark_trigger(index)
-        full_segment = self._fills_segment()
+            self.builder.mark_trigger(index)
+        full_segment = self._segment_tokens is not None and self._fills_segment()
         if self.reasoning_over is not None and not self.in_answer:
             self.in_answer = self.reasoning_over(self.sampled_ids)
-        if config is None:
-            return token_id, False
-        return token_id, full_segment or (config.has_trigger and token_id == self.trigger_id)
+        return token_id, full_segment or token_id == self._thought_end
 
     def forget_unsettled(self) -> None:
         """Take the last token out of the output, since its id will never be known."""
@@ -257,10 +280,7 @@ class Sequence:
             self.unsettled = None
 
     def _fills_segment(self) -> bool:
-        config = self.compression
-        if config is None or config.method != "token" or self.in_answer:
-            return False
-        return self.thought_length == config.segment_tokens
+        return not self.in_answer and self.thought_length == self._segment_tokens
 
     def num_inserted_positions(self) -> int:
         """Return how many positions `insert_gists` would take at the sequence's end."""
@@ -280,4 +300,4 @@ class Sequence:
     @property
     def thought_length(self) -> int:
         """Tokens of the current, unfinished thought."""
-        return len(self.builder) - self.builder.thought_start
+        return len(self.builder.role) - self.builder.thought_start

@@ -9,7 +9,7 @@ import torch
 from lightthinker.attention.batch import SequenceRows
 from lightthinker.engine.eviction import observed_rows
 from lightthinker.engine.pending import PendingTokens
-from lightthinker.engine.scheduler import Scheduled, Scheduler
+from lightthinker.engine.scheduler import Scheduled
 from lightthinker.engine.sequence import UNKNOWN, Sequence
 
 Samples = list[int] | PendingTokens
@@ -23,7 +23,6 @@ class StepPlan:
     Attributes:
         token_ids: Of each row; `UNKNOWN` where the step before it is still sampling the token.
         positions: Position id of each row.
-        slots: Where each row's KV goes.
         sequences: Per sequence, its rows and pages.
         unknown_rows: Rows whose token is unknown.
         unknown_from: For each of them, its place among the previous step's samples.
@@ -33,7 +32,6 @@ class StepPlan:
 
     token_ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
     sequences: list[SequenceRows] = field(default_factory=list)
     unknown_rows: list[int] = field(default_factory=list)
     unknown_from: list[int] = field(default_factory=list)
@@ -60,33 +58,30 @@ class InFlight:
         return self.tokens if isinstance(self.tokens, list) else self.tokens.tolist()
 
 
-def plan_step(
-    scheduled: list[Scheduled], scheduler: Scheduler, previous: InFlight | None
-) -> StepPlan:
+def plan_step(scheduled: list[Scheduled], previous: InFlight | None) -> StepPlan:
     """Lay out the rows of what was scheduled, and count them as forwarded."""
     plan = StepPlan()
-    for sequence, num_tokens in ((s.sequence, s.num_tokens) for s in scheduled):
-        begin, first_live = sequence.num_forwarded, len(sequence.live)
-        end, num_live = begin + num_tokens, first_live + num_tokens
-        rows = sequence.rows(num_tokens)
-        plan.slots += scheduler.slots(sequence, range(first_live, num_live))
-        plan.sequences.append(
-            SequenceRows(
-                rows,
-                [*range(begin, end)],
-                sequence.pages,
-                num_live,
-                observed_rows(sequence, num_tokens) if sequence.params.policy else None,
-            )
-        )
-        if sequence.token_ids[end - 1] == UNKNOWN:
+    token_ids, positions = plan.token_ids, plan.positions
+    for sequence, num_tokens in scheduled:
+        begin = sequence.num_forwarded
+        end = begin + num_tokens
+        observed = observed_rows(sequence, num_tokens) if sequence.params.policy else None
+        num_live = len(sequence.live) + num_tokens
+        rows, indices = sequence.rows(num_tokens), [*range(begin, end)]
+        plan.sequences.append(SequenceRows(rows, indices, sequence.pages, num_live, observed))
+        known = sequence.token_ids
+        if num_tokens == 1:
+            token_ids.append(known[begin])
+            positions.append(sequence.builder.position[begin])
+        else:
+            token_ids += known[begin:end]
+            positions += sequence.builder.position[begin:end]
+        if token_ids[-1] == UNKNOWN:
             assert previous is not None, "only the step before can know the token"
-            plan.unknown_rows.append(len(plan.token_ids) + num_tokens - 1)
+            plan.unknown_rows.append(len(token_ids) - 1)
             plan.unknown_from.append(previous.place[sequence])
-        plan.token_ids += sequence.token_ids[begin:end]
-        plan.positions += sequence.builder.position[begin:end]
         sequence.forwarded(num_tokens)
-        if sequence.num_pending == 0:
-            plan.wanted_rows.append(len(plan.token_ids) - 1)
+        if end == len(known):
+            plan.wanted_rows.append(len(token_ids) - 1)
             plan.sampling.append(sequence)
     return plan

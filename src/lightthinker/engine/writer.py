@@ -55,12 +55,11 @@ class TokenWriter:
             sequence.stop_reason = "the model's logits are not finite"
             self._finish(sequence, "error")
             return False
-        is_anchor = sequence.is_anchor(token)
-        num_tokens = sequence.thought_length if is_anchor else 0
+        is_anchor = token == sequence.anchor_id
+        anchored = sequence.thought_length if is_anchor else 0
         if not is_anchor and sequence.unsettled is None:
             self.extend(sequence)
         token, ends_thought = sequence.settle(token)
-        num_tokens = num_tokens or sequence.thought_length
         is_eos = token in self.eos_ids and not params.ignore_eos
         if is_eos or token in params.stop_token_ids:
             detokenizer.flush()
@@ -71,7 +70,7 @@ class TokenWriter:
         is_last = len(sequence.sampled_ids) >= params.max_tokens
         if is_last or sequence.finish_reason is not None:
             detokenizer.flush()
-        if self._hit_stop_string(sequence, detokenizer):
+        if params.stop and self._hit_stop_string(sequence, detokenizer):
             self._finish(sequence, "stop")
             return False
         inserted = sequence.num_inserted_positions() if ends_thought else 0
@@ -85,7 +84,7 @@ class TokenWriter:
             return False
         ended_plainly = sequence.compression is None and token == sequence.trigger_id
         if ends_thought or ended_plainly or is_anchor:
-            _note_thought(sequence, request, num_tokens)
+            _note_thought(sequence, request, anchored or sequence.thought_length)
         if ends_thought:
             sequence.insert_gists()
         elif ended_plainly:
@@ -101,6 +100,8 @@ class TokenWriter:
     @staticmethod
     def _forced_token(sequence: Sequence) -> int | None:
         limit, trigger_id = sequence.params.max_thought_tokens, sequence.trigger_id
+        if limit is None and sequence.budget is None:
+            return None
         if sequence.budget is not None:
             open_thought = trigger_id if sequence.thought_length else None
             forced = sequence.budget.forced_token(sequence.sampled_ids, open_thought)
@@ -112,8 +113,6 @@ class TokenWriter:
 
     @staticmethod
     def _hit_stop_string(sequence: Sequence, detokenizer: Detokenizer) -> bool:
-        if not sequence.params.stop_strings:
-            return False
         text = detokenizer.text
         found = [(text.find(stop), stop) for stop in sequence.params.stop_strings if stop in text]
         if found:

@@ -77,7 +77,7 @@ def attention_case(
 
     order = torch.randperm(num_pages, generator=draw).tolist()
     sequences: list[SequenceRows] = []
-    slots_of_rows: list[int] = []
+    num_tokens = 0
     for number, ((live, num_rows), count) in enumerate(
         zip(lengths_and_rows, pages_of, strict=True)
     ):
@@ -97,9 +97,8 @@ def attention_case(
             rows[-2] = rows[-2]._replace(upper=live)
             rows[-1] = rows[-1]._replace(excl_lo=live // 4, excl_hi=live - 2)
         sequences.append(SequenceRows(rows, indices[live - num_rows :], pages, live))
-        slots_of_rows += slots[live - num_rows :]
-    num_tokens = len(slots_of_rows)
-    batch = PagedBatch(sequences, slots_of_rows, torch.device(device))
+        num_tokens += num_rows
+    batch = PagedBatch(sequences, page_size, torch.device(device))
     return AttentionCase(
         pool,
         batch,

@@ -154,7 +154,7 @@ def test_a_row_that_sees_nothing_gives_zeros():
     rows = [Row(0, 0, 0, 0), Row(5, 39, 5, 39), Row(0, 40, 0, 0)]
     batch = PagedBatch(
         [SequenceRows(rows, sequence.indices, sequence.pages, 40)],
-        case.batch.slots,
+        case.batch.page_size,
         case.batch.device,
     )
     out, _ = run(type(case)(case.pool, batch, case.query, case.key, case.value), scaling=0.25)
@@ -169,7 +169,7 @@ def test_smaller_steps_in_the_same_buffers_leave_nothing_behind():
     for _ in range(2):
         backend.prepare(case.batch)
         backend.attend(0, case.query, case.key, case.value, scaling=0.25, softcap=None, window=None)
-        small = PagedBatch(case.batch.sequences[1:2], case.batch.slots[1:6], case.batch.device)
+        small = PagedBatch(case.batch.sequences[1:2], case.pool.page_size, case.batch.device)
         part = type(case)(case.pool, small, case.query[1:6], case.key[1:6], case.value[1:6])
         backend.prepare(small)
         out = backend.attend(

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from struct import pack, unpack
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lightthinker.attention.staging import StagedBuffer
@@ -61,6 +64,14 @@ class RowSampling:
     history: int = NO_HISTORY
     forbidden: Sequence[int] = ()
 
+    @cached_property
+    def words(self) -> tuple[int, ...]:
+        """The lines of `SamplingField` before `FORBIDDEN`, as uint32."""
+        floats = (self.temperature, self.top_p, self.min_p, self.repetition_penalty)
+        seed = self.seed % 2**64
+        integers = (self.top_k, seed % 2**32, seed >> 32, self.step, self.history)
+        return (*unpack("4I", pack("4f", *floats)), *(i % 2**32 for i in integers))
+
 
 class SamplingBatch:
     """Static buffers of one step's sampling parameters.
@@ -96,32 +107,39 @@ class SamplingBatch:
         self.seen = torch.zeros((num_histories + 1, vocab_size), dtype=torch.uint8, device=device)
         self.num_histories = num_histories
 
-    def fill(self, rows: Sequence[RowSampling]) -> None:
-        """Write a step's rows and copy them to the device; rows beyond them sample greedily."""
+    def fill(self, rows: Sequence[RowSampling], steps: Sequence[int] | None = None) -> None:
+        """Write a step's rows and copy them to the device; rows beyond them sample greedily.
+
+        Args:
+            rows: One for each sample.
+            steps: Replaces their `step`, so that the same rows serve step after step.
+        """
         assert len(rows) <= self.max_rows, (len(rows), self.max_rows)
         words = self._buffer.next_host().reshape(self._shape)
         floats = words.view(np.float32)
         count, field = len(rows), SamplingField
-        floats[field.TEMPERATURE, :count] = [r.temperature for r in rows]
         floats[field.TEMPERATURE, count:] = 0
-        floats[field.TOP_P, :count] = [r.top_p for r in rows]
-        floats[field.MIN_P, :count] = [r.min_p for r in rows]
-        floats[field.REPETITION_PENALTY, :count] = [r.repetition_penalty for r in rows]
         floats[field.REPETITION_PENALTY, count:] = 1
-        words[field.TOP_K, :count] = [r.top_k for r in rows]
-        seeds = np.array([r.seed % 2**64 for r in rows], dtype=np.uint64)
-        words[field.SEED_LOW, :count] = (seeds & np.uint64(2**32 - 1)).astype(np.uint32).view("i4")
-        words[field.SEED_HIGH, :count] = (seeds >> np.uint64(32)).astype(np.uint32).view("i4")
-        words[field.STEP, :count] = [r.step for r in rows]
-        words[field.HISTORY, :count] = [r.history for r in rows]
         words[field.HISTORY, count:] = NO_HISTORY
         words[field.FORBIDDEN :] = -1
-        for column, row in enumerate(rows):
-            assert row.history < self.num_histories, (row.history, self.num_histories)
-            assert len(row.forbidden) <= self.max_forbidden, len(row.forbidden)
-            if row.forbidden:
-                words[field.FORBIDDEN :, column][: len(row.forbidden)] = row.forbidden
+        if rows:
+            packed = np.array([r.words for r in rows], dtype=np.uint32).view(np.int32)
+            words[: field.FORBIDDEN, :count] = packed.T
+            if steps is not None:
+                words[field.STEP, :count] = steps
+            assert packed[:, field.HISTORY].max() < self.num_histories, "a history too many"
+            self._forbid(words[field.FORBIDDEN :], rows)
         self._buffer.upload(words.size)
+
+    def _forbid(self, words: npt.NDArray[np.int32], rows: Sequence[RowSampling]) -> None:
+        first = rows[0].forbidden
+        if all(r.forbidden is first for r in rows):  # As it is in an engine.
+            assert len(first) <= self.max_forbidden, len(first)
+            words[: len(first), : len(rows)] = np.array(first, dtype=np.int32)[:, None]
+            return
+        for column, row in enumerate(rows):
+            assert len(row.forbidden) <= self.max_forbidden, len(row.forbidden)
+            words[: len(row.forbidden), column] = row.forbidden
 
     def begin_history(self, history: int, token_ids: Sequence[int]) -> None:
         """Give a history line to a new request whose prompt holds `token_ids`."""
