@@ -4,7 +4,8 @@
 
 Steady state: requests of all ages run at once, each that ends is replaced by a new one, and tokens
 are counted over a window of `--window` seconds. A request of some age starts with a prompt as long
-as what would be live by then, whose KV is not computed but taken as it is (see harness.py).
+as what would be live by then, whose KV is not computed but taken as it is (see harness.py). Of more
+requests than the KV budget holds, as many run as fit (`--saturated`).
 `--compare-generate` adds transformers' `generate`, same prompt and output length, uncompressed.
 """
 
@@ -97,6 +98,8 @@ def steady_row(engine, options, method, count, budget):
     for _ in range(count):
         add(draw.randrange(options.generated_tokens - 1))
     skip_prefill(engine)
+    for sequence in list(engine.scheduler.waiting):  # What does not fit now would only wait.
+        engine.abort_request(sequence.request_id)
     warm_until = time.perf_counter() + options.window / 6
     while time.perf_counter() < warm_until:
         replace_finished(engine, add)

@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from lightthinker.kvcache.upload import upload
+
 Grouping = Literal["sum", "mean", "max_logit"]
 """How the query heads of a KV head become one: see `engine.policy.Observation`."""
 
@@ -94,10 +96,10 @@ class PagedBatch:
     @cached_property
     def slot_mapping(self) -> torch.Tensor:
         """`slots`, int64 [T] on the device."""
-        return torch.tensor(self.slots, dtype=torch.long, device=self.device)
+        return upload(self.slots, self.device)
 
     @cached_property
     def token_index(self) -> torch.Tensor:
         """Original index of each row's token, int64 [T] on the device."""
         indices = [i for sequence in self.sequences for i in sequence.indices]
-        return torch.tensor(indices, dtype=torch.long, device=self.device)
+        return upload(indices, self.device)

@@ -26,6 +26,7 @@ from lightthinker.engine.device_sampler import DeviceSampler
 from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.step import StepPlan
+from lightthinker.kvcache.upload import upload
 
 NUM_INPUTS = 4
 """Lines of input: token ids, positions, place of an unknown token, wanted rows."""
@@ -120,8 +121,7 @@ class GraphRunner:
         size = self.sizes[bisect_left(self.sizes, num_rows)]
         self._fill(plan, batch, size)
         if isinstance(known, list):
-            tokens = torch.tensor(known, device=self.runner.device)
-            self.sampler.buffer.tokens[: len(known)] = tokens
+            self.sampler.buffer.tokens[: len(known)] = upload(known, self.runner.device)
         self.sampler.fill(plan.sampling, num_rows=size)
         if self._graphs:
             self._graphs[size].replay()

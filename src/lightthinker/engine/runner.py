@@ -17,6 +17,7 @@ from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.step import StepPlan
 from lightthinker.errors import CheckpointError
 from lightthinker.kvcache.pool import LayerShape
+from lightthinker.kvcache.upload import upload
 
 
 class ModelRunner:
@@ -83,9 +84,14 @@ class ModelRunner:
             places = self._tensor(plan.unknown_from)
             # A sample that failed is forwarded like any other; its request ends when it is seen.
             token_ids[self._tensor(plan.unknown_rows)] = samples[places].clamp_min(0)
-        # Without wanted rows one is read all the same: models want at least one.
-        wanted = self._tensor(plan.wanted_rows or [0])
-        return self.forward(backend, token_ids, self._tensor(plan.positions), wanted).float()
+        # Without wanted rows one is read all the same: models want at least one, and what is
+        # compiled at least two of everything.
+        compiled = self._compiled is not None and len(plan.token_ids) > 1
+        wanted = plan.wanted_rows or [0]
+        rows = self._tensor(wanted * 2 if compiled and len(wanted) == 1 else wanted)
+        positions = self._tensor(plan.positions)
+        logits = self.forward(backend, token_ids, positions, rows, compiled=compiled)
+        return logits[: len(wanted)].float()
 
     @torch.no_grad()
     def forward(
@@ -126,7 +132,7 @@ class ModelRunner:
         return logits
 
     def _tensor(self, data: list[int]) -> torch.Tensor:
-        return torch.tensor(data, dtype=torch.long, device=self.device)
+        return upload(data, self.device)
 
 
 def _check_rope(config: Any) -> None:

@@ -67,15 +67,17 @@ def plan_step(scheduled: list[Scheduled], previous: InFlight | None) -> StepPlan
         end = begin + num_tokens
         observed = observed_rows(sequence, num_tokens) if sequence.params.policy else None
         num_live = len(sequence.live) + num_tokens
-        rows, indices = sequence.rows(num_tokens), [*range(begin, end)]
-        plan.sequences.append(SequenceRows(rows, indices, sequence.pages, num_live, observed))
         known = sequence.token_ids
         if num_tokens == 1:
+            indices = [begin]
             token_ids.append(known[begin])
             positions.append(sequence.builder.position[begin])
         else:
+            indices = [*range(begin, end)]
             token_ids += known[begin:end]
             positions += sequence.builder.position[begin:end]
+        rows = sequence.rows(num_tokens)
+        plan.sequences.append(SequenceRows(rows, indices, sequence.pages, num_live, observed))
         if token_ids[-1] == UNKNOWN:
             assert previous is not None, "only the step before can know the token"
             plan.unknown_rows.append(len(token_ids) - 1)

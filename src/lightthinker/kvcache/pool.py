@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from lightthinker.kvcache.allocator import PageAllocator
+from lightthinker.kvcache.upload import download, upload
 
 if TYPE_CHECKING:
     from lightthinker.kvcache.triton_compact import SlotMover
@@ -149,19 +150,22 @@ class PagePool:
             self.clear(list(range(page * self.page_size, (page + 1) * self.page_size)))
 
     def read(self, slots: list[int]) -> list[torch.Tensor]:
-        """Copy slots to host memory: all keys, all values, scores if kept, the token index."""
+        """Copy slots to host memory: all keys, all values, scores if kept, the token index.
+
+        On a GPU the copies are queued, into pinned memory; `write` may follow at any time.
+        """
         index = self.index(slots)
         tensors = (*self.keys, *self.values, *self._scores, self.token_index)
-        return [tensor[index].cpu() for tensor in tensors]
+        return [download(tensor[index]) for tensor in tensors]
 
     def write(self, slots: list[int], saved: list[torch.Tensor]) -> None:
         """Put back what `read` returned, into any slots."""
         index = self.index(slots)
         *kv, token_index = saved
-        self.token_index[index] = token_index.to(self.token_index.device)
+        self.token_index[index] = token_index.to(self.token_index.device, non_blocking=True)
         # What was read before scores were kept has none, and needs none.
         for tensor, data in zip((*self.keys, *self.values, *self._scores), kv, strict=False):
-            tensor[index] = data.to(tensor.device)
+            tensor[index] = data.to(tensor.device, non_blocking=True)
 
     @property
     def _scores(self) -> list[torch.Tensor]:
@@ -169,4 +173,4 @@ class PagePool:
 
     def index(self, slots: list[int]) -> torch.Tensor:
         """Return slots as a tensor on the pool's device."""
-        return torch.tensor(slots, dtype=torch.long, device=self.token_index.device)
+        return upload(slots, self.token_index.device)

@@ -26,6 +26,8 @@ import torch
 import triton
 import triton.language as tl
 
+from lightthinker.kvcache.upload import upload
+
 BLOCK_MOVES = 32
 BLOCK_WORDS = 256
 
@@ -116,10 +118,7 @@ class SlotMover:
         num_moves = len(source)
         assert num_moves == len(target) == sum(group_sizes), (num_moves, len(target), group_sizes)
         starts = itertools.accumulate(group_sizes, initial=0)
-        on_cuda = self.device.type == "cuda"
-        host = torch.tensor([*source, *target, *starts], dtype=torch.int64, pin_memory=on_cuda)
-        # The caching host allocator keeps the pinned memory until the copy is done.
-        words = host.to(self.device, non_blocking=True)
+        words = upload([*source, *target, *starts], self.device)
         return PackedMoves(words[: 2 * num_moves], words[2 * num_moves :], num_moves)
 
     def launch(self, moves: PackedMoves) -> None:

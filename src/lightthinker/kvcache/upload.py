@@ -1,0 +1,24 @@
+"""Small host data on its way to the device, without waiting for what the device is doing.
+
+A copy from ordinary memory makes the host wait for the stream; from pinned memory it does not. The
+caching host allocator keeps pinned memory until the copies that use it are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def upload(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return int64 [n] on the device; on a GPU the copy is only queued."""
+    host = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
+
+
+def download(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a host copy; from a GPU it is only queued: its own stream may read it, nobody else."""
+    if tensor.device.type != "cuda":
+        return tensor.clone()
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
