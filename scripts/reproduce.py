@@ -230,6 +230,7 @@ class Reproduction:
         if options.devices:
             evaluation.run_on(options.devices.split(","), {**engine, "device": None})
         results, records = evaluation.results(evaluation.run())
+        evaluation.close()
         write_text(known, json.dumps(identity, indent=2) + "\n", overwrite=True)
         write_samples(records, samples_path(path), overwrite=True)
         write_results(results, path, overwrite=True)

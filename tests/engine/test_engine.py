@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import weakref
 
 import pytest
 import torch
@@ -499,3 +500,15 @@ def test_blanked_gists_change_what_follows_a_thought():
 
 def test_rules_of_full_cot_compress_nothing():
     assert LayoutRules(method="full").has_trigger is False
+
+
+def test_an_engine_that_was_shut_down_holds_nothing_and_says_so(checkpoint):
+    llm = LLM(checkpoint, num_kv_tokens=2048, device="cpu")
+    llm.engine.add_request("a", [5, 6, 7], SamplingParams(max_tokens=5))
+    llm.engine.step()
+    keys = weakref.ref(llm.engine.pool.keys[0])
+    llm.shutdown()
+    assert keys() is None
+    assert not llm.engine.has_unfinished_requests()
+    with pytest.raises(RequestError, match="shut down"):
+        llm.generate([[5, 6, 7]], SamplingParams(max_tokens=1))

@@ -128,6 +128,7 @@ class LLMEngine:
         self._in_flight: InFlight | None = None
         self._requests: dict[str, Request] = {}
         self._next_deadline = inf
+        self._is_closed = False
 
     def use_compression(self, compression: CompressionConfig | None) -> None:
         """Let requests from now on follow other rules over the same tokens (retention, controls).
@@ -185,6 +186,8 @@ class LLMEngine:
             RequestError: The prompt is empty or too long, compression is asked of a checkpoint
                 without it, or the cache policy cannot serve this prompt or model.
         """
+        if self._is_closed:
+            raise RequestError("This engine was shut down.")
         if request_id in self._requests:
             raise RequestError(f"Request id {request_id!r} is in use.")
         params = params or SamplingParams()
@@ -222,6 +225,13 @@ class LLMEngine:
     def stats(self) -> EngineStats:
         """Return what the engine holds and has done."""
         return engine_stats(self.scheduler)
+
+    def close(self) -> None:
+        """Abort everything and let go of the KV pool and the graphs; no request is taken again."""
+        for request_id in list(self._requests):
+            self.abort_request(request_id)
+        self._in_flight, self.graphs, self._is_closed = None, None, True
+        self.pool.free()
 
     def abort_request(self, request_id: str) -> None:
         """End a request and free what it holds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -124,9 +125,17 @@ class LLM:
         return self.engine.vocab_size
 
     def shutdown(self) -> None:
-        """End the processes of an engine that has any; it generates nothing more."""
+        """Give the KV cache's memory back, and end the processes of an engine that has any.
+
+        It generates nothing more; the model's weights are freed with the last reference to it.
+        """
         if isinstance(self.engine, ParallelEngine):
             self.engine.shutdown()
+            return
+        self.engine.close()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @property
     def kv_bytes_per_token(self) -> int:

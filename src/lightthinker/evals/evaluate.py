@@ -92,6 +92,12 @@ class Evaluation:
         llm.engine.warm_up()
         return llm
 
+    def close(self) -> None:
+        """Give back the memory of the model, if it was loaded: another one may be next."""
+        llm = self.__dict__.pop("llm", None)
+        if llm is not None:
+            llm.shutdown()
+
     @cached_property
     def digests(self) -> dict[str, str]:
         """The checkpoint's digests."""

@@ -85,6 +85,12 @@ class PagePool:
         """Tokens that fit."""
         return len(self.token_index)
 
+    def free(self) -> None:
+        """Let go of all memory; the pool holds nothing from now on."""
+        self.keys.clear()
+        self.values.clear()
+        self.scores, self._mover = None, None
+
     def keep_scores(self) -> None:
         """Keep attention scores beside the keys from now on: `scores`, [L, N, H].
 
