@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from lightthinker import LLM, SamplingParams
+from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
 from lightthinker.compression import CompressionConfig
 from lightthinker.demo import bundled_model_path
 from lightthinker.engine.engine import EngineConfig, LLMEngine
+from lightthinker.engine.fusion import ProjectionSlice
 from lightthinker.tasks import generate, verify
 from lightthinker.testing.models import byte_tokenizer, tiny_model
 from lightthinker.tokens import add_tokens
@@ -69,6 +71,38 @@ def test_graphs_give_what_plain_steps_give(family):
     assert engine.graphs.is_captured
     plain = make_engine(family, enforce_eager=True, async_scheduling=False)
     assert_same(run(engine, greedy, prompts()), run(plain, with_logprobs, prompts()))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2", "llama"])
+def test_fused_projections_change_nothing(family):
+    greedy = SamplingParams(max_tokens=48, ignore_eos=True, max_thought_tokens=9)
+    with_logprobs = SamplingParams(max_tokens=48, ignore_eos=True, max_thought_tokens=9, logprobs=2)
+    fused, unfused = make_engine(family), make_engine(family, fuse_projections=False)
+    assert not any(isinstance(m, ProjectionSlice) for m in unfused.runner.model.modules())
+    attention = fused.runner.model.model.layers[0].self_attn
+    assert type(attention.k_proj) is ProjectionSlice
+    assert attention.k_proj.is_current
+    expected = prefill_logits(unfused, compiled=False)
+    for engine, compiled in ((fused, False), (fused, True), (unfused, True)):
+        assert (prefill_logits(engine, compiled=compiled) - expected).abs().max() < CLOSE
+    plain = run(unfused, with_logprobs, prompts())
+    assert_same(run(fused, greedy, prompts()), plain)
+    assert_same(run(unfused, greedy, prompts()), plain)
+
+
+def prefill_logits(engine, *, compiled, num_tokens=24):
+    """Logits of all tokens of one sequence that owns the pool's first pages."""
+    rows = [Row(0, i + 1, 0, 0) for i in range(num_tokens)]
+    places = list(range(num_tokens))
+    pages = list(range(-(-num_tokens // engine.pool.page_size)))
+    device = engine.runner.device
+    engine.backend.prepare(
+        PagedBatch([SequenceRows(rows, places, pages, num_tokens)], places, device)
+    )
+    positions = torch.arange(num_tokens, device=device)
+    return engine.runner.forward(
+        engine.backend, positions + 10, positions, positions.clone(), compiled=compiled
+    )
 
 
 def test_a_seed_draws_the_same_with_graphs_without_and_in_any_company():

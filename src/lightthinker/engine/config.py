@@ -25,6 +25,9 @@ class EngineConfig:
             later. None: on a GPU.
         attention_backend: `torch`, `triton`, or `auto`: Triton on CUDA, torch on a CPU.
         enforce_eager: Neither compile the model nor capture CUDA graphs.
+        fuse_projections: Where the model is compiled and whole on one GPU, compute q, k and v in
+            one matmul, gate and up in one, and RoPE's angles once a step. Their weights are laid
+            side by side in the model and take no more memory.
         max_graph_live_tokens: Live tokens of one sequence beyond which a step runs without a graph.
         poison_freed_pages: Fill freed KV with NaN (for tests).
     """
@@ -38,6 +41,7 @@ class EngineConfig:
     async_scheduling: bool | None = None
     attention_backend: str = "auto"
     enforce_eager: bool = False
+    fuse_projections: bool = True
     max_graph_live_tokens: int = 32_768
     poison_freed_pages: bool = False
 

@@ -74,6 +74,10 @@ class LLMEngine:
         self.tokenizer = tokenizer
         self.compression = compression
         self.runner = ModelRunner(model)
+        on_gpu = self.runner.device.type == "cuda"
+        may_compile = on_gpu and not self.config.enforce_eager and not tensor_parallel
+        if may_compile and self.config.fuse_projections:
+            self.runner.fuse()
         size = self.config.page_size
         backend = resolve_backend(self.config.attention_backend, self.runner.device)
         self.shapes = self.runner.probe()
@@ -122,7 +126,6 @@ class LLMEngine:
             self.pool.num_slots,
         )
         self._writer = TokenWriter(self.scheduler, _eos_ids(model, tokenizer), self.max_model_len)
-        on_gpu = self.runner.device.type == "cuda"
         asked = self.config.async_scheduling
         self._is_async = on_gpu if asked is None else asked
         self._in_flight: InFlight | None = None

@@ -13,6 +13,7 @@ from lightthinker.attention.paged import (
     ShapeProbe,
     paged_attention,
 )
+from lightthinker.engine.fusion import compile_merged, fuse_projections, materialize_rotary
 from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.step import StepPlan
 from lightthinker.errors import CheckpointError
@@ -35,10 +36,21 @@ class ModelRunner:
         self.device: torch.device = next(model.parameters()).device
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self._compiled: Any = None
+        self._compiler: Any = "inductor"
+
+    def fuse(self) -> None:
+        """Let the compiled model compute projections of one input together, and RoPE once."""
+        fuse_projections(self.model)
+        materialize_rotary(self.model)
+        self._compiler = compile_merged
 
     def compile(self, on: bool = True) -> None:
         """Compile the model for `forward(..., compiled=True)`; happens at the first such call."""
-        self._compiled = torch.compile(self.model.forward, fullgraph=True) if on else None
+        self._compiled = (
+            torch.compile(self.model.forward, fullgraph=True, backend=self._compiler)
+            if on
+            else None
+        )
 
     def probe(self) -> list[LayerShape]:
         """Forward one token to learn what each layer stores.
