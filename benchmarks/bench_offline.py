@@ -20,6 +20,7 @@ from harness import (
     NUM_GISTS,
     make_engine,
     make_model,
+    note,
     parser,
     report,
     skip_prefill,
@@ -72,10 +73,10 @@ def main() -> None:
     )
     budget = engine.pool.num_slots * engine.pool.bytes_per_token / GIB
     for batch, row in zip(options.compare_generate, baseline, strict=True):
-        rows += [row, engine_row(engine, options, batch, budget)]
+        rows += [note(row), note(engine_row(engine, options, batch, budget))]
     for method, count in itertools.product(options.methods, counts):
         engine.scheduler.max_num_seqs = count
-        rows.append(steady_row(engine, options, method, count, budget))
+        rows.append(note(steady_row(engine, options, method, count, budget)))
     report(options, rows, window_s=options.window, thought_tokens=options.thought_tokens)
 
 

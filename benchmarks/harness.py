@@ -156,6 +156,12 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def note(row: dict[str, Any]) -> dict[str, Any]:
+    """Say a finished row on stderr, so that a run that is cut short has not measured in vain."""
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
 def report(options: argparse.Namespace, rows: list[dict[str, Any]], **extra: Any) -> None:
     """Print a table and, last, one line of JSON; write the results where asked."""
     table = Table()
