@@ -15,11 +15,14 @@ from typing import Any
 import torch
 
 from lightthinker.attention.batch import ObservedRows
-from lightthinker.engine.policy import CachePolicy, CacheView, Observation
+from lightthinker.engine.policy import CachePolicy, CacheView
 from lightthinker.engine.scheduler import Scheduler
 from lightthinker.engine.sequence import Sequence as EngineSequence
 from lightthinker.errors import RequestError
 from lightthinker.kvcache.pool import LayerShape, PagePool
+
+MAX_TOGETHER = 64
+"""Most sequences that a policy sees together, so that their scores and keys take little memory."""
 
 
 def check_policy(policy: CachePolicy, num_prompt_tokens: int, shapes: Sequence[LayerShape]) -> None:
@@ -82,7 +85,7 @@ def evict(
         tokenizer: The model's tokenizer.
     """
     alike: list[EngineSequence] = []
-    per_head: list[tuple[EngineSequence, torch.Tensor]] = []
+    together: dict[tuple[object, ...], list[EngineSequence]] = {}
     for sequence in sequences:
         policy, num_written = sequence.params.policy, sequence.num_forwarded
         if policy is None or num_written < len(sequence.prompt_ids):
@@ -91,32 +94,65 @@ def evict(
         num_live = len(sequence.live)
         if num_live < limit:
             continue
+        if policy.observation is not None:
+            together.setdefault(_likeness(sequence, policy, limit), []).append(sequence)
+            continue
         kept = policy.keep(_view(sequence, limit, pool, scheduler, tokenizer))
-        if isinstance(kept, list):
-            assert len(kept) < limit, "a policy must make room for the next token"
-            gone = set(range(num_live)).difference(kept)
-            sequence.drop(gone)
-            alike.append(sequence)
-        else:
-            assert kept.shape[-1] < limit, "a policy must make room for the next token"
-            per_head.append((sequence, kept))
+        assert isinstance(kept, list), "without an observation all heads keep the same"
+        assert len(kept) < limit, "a policy must make room for the next token"
+        sequence.drop(sorted(set(range(num_live)).difference(kept)))
+        alike.append(sequence)
     scheduler.compact(alike)
-    scheduler.compact_heads(per_head)
-    starting_afresh = [
-        slot
-        for sequence, _ in per_head
-        if _watch(sequence).last_rows is not None
-        for slot in scheduler.slots(sequence, range(len(sequence.live)))
-    ]
-    if starting_afresh and pool.scores is not None:
-        pool.scores[:, pool.index(starting_afresh)] = 0
+    for members in together.values():
+        for begin in range(0, len(members), MAX_TOGETHER):
+            _evict_heads(members[begin : begin + MAX_TOGETHER], pool, scheduler, tokenizer)
 
 
-def _watch(sequence: EngineSequence) -> Observation:
-    policy = sequence.params.policy
+def _likeness(sequence: EngineSequence, policy: CachePolicy, limit: int) -> tuple[object, ...]:
+    """Return what sequences have in common that may be given to a policy together."""
+    assert policy.observation is not None
+    if not policy.observation.layers_alike:
+        return (sequence,)
+    num_prompt = len(sequence.prompt_ids) if getattr(policy, "keep_prompt", True) else 0
+    return policy, len(sequence.live), limit, num_prompt
+
+
+def _evict_heads(
+    sequences: list[EngineSequence], pool: PagePool, scheduler: Scheduler, tokenizer: Any
+) -> None:
+    """Let a policy choose for each head of sequences that it may see together."""
+    first, num_layers = sequences[0], len(pool.keys)
+    policy = first.params.policy
     assert policy is not None
     assert policy.observation is not None
-    return policy.observation
+    assert pool.scores is not None
+    limit = policy.limit(first.num_forwarded + 1, len(first.prompt_ids))
+    slots_Bn = scheduler.slot_table(sequences)
+    scores_LBnH = pool.scores[:, slots_Bn]
+
+    def keys(layer: int) -> torch.Tensor:
+        return pool.keys[layer % num_layers][slots_Bn[layer // num_layers]].transpose(0, 1)
+
+    kept = policy.keep(
+        CacheView(
+            prompt_ids=first.prompt_ids,
+            num_written=first.num_forwarded,
+            num_live=len(first.live),
+            limit=limit,
+            token_ids=[],
+            indices=[],
+            sample_index=first.index,
+            tokenizer=tokenizer,
+            scores_LHn=scores_LBnH.permute(1, 0, 3, 2).flatten(0, 1),
+            keys=keys,
+        )
+    )
+    assert isinstance(kept, torch.Tensor), "with an observation every head keeps its own"
+    assert kept.shape[-1] < limit, "a policy must make room for the next token"
+    kept_BLHm = kept.view(len(sequences), num_layers, *kept.shape[1:])
+    scheduler.compact_heads(sequences, slots_Bn, kept_BLHm)
+    if policy.observation.last_rows is not None:  # Counting starts afresh.
+        pool.scores[:, slots_Bn[:, : kept.shape[-1]].flatten()] = 0
 
 
 def _row_that_fills_the_cache(
@@ -134,20 +170,20 @@ def _row_that_fills_the_cache(
 def _view(
     sequence: EngineSequence, limit: int, pool: PagePool, scheduler: Scheduler, tokenizer: Any
 ) -> CacheView:
-    policy = sequence.params.policy
-    per_head = policy is not None and policy.observation is not None
-    num_live = len(sequence.live)
-    slots = pool.index(scheduler.slots(sequence, range(num_live)))
-    indices = [] if per_head else list(sequence.live)
+    """Return a cache whose heads all hold the same tokens."""
+
+    def keys(layer: int) -> torch.Tensor:
+        return pool.keys[layer][scheduler.slot_table([sequence])[0]].transpose(0, 1)
+
     return CacheView(
         prompt_ids=sequence.prompt_ids,
         num_written=sequence.num_forwarded,
-        num_live=num_live,
+        num_live=len(sequence.live),
         limit=limit,
-        token_ids=[sequence.token_ids[i] for i in indices],
-        indices=indices,
+        token_ids=[sequence.token_ids[i] for i in sequence.live],
+        indices=list(sequence.live),
         sample_index=sequence.index,
         tokenizer=tokenizer,
-        scores_LHn=pool.scores[:, slots].transpose(1, 2) if pool.scores is not None else None,
-        keys=lambda layer: pool.keys[layer][slots].transpose(0, 1),
+        scores_LHn=None,
+        keys=keys,
     )

@@ -32,16 +32,22 @@ class Observation:
             probabilities, or `max_logit`, the softmax of their largest logits.
         past_only: The observed queries attend to what lies before them all (no key is counted that
             is itself in the window).
+        layers_alike: `keep` treats every layer by itself, and all alike. Sequences whose caches are
+            of one size are then given to it together, as so many more layers.
     """
 
     last_rows: int | None
     grouping: Grouping
     past_only: bool = False
+    layers_alike: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheView:
     """A sequence's cache as a policy sees it when it must choose.
+
+    Where several are stacked (`Observation.layers_alike`), L counts the layers of all of them, and
+    what is not the same for all is the first's.
 
     Attributes:
         prompt_ids: Token ids of the prompt.

@@ -14,11 +14,14 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from lightthinker.engine.sequence import Sequence, Status
 from lightthinker.kvcache.pool import PagePool
 from lightthinker.kvcache.prompt_keys import prompt_page_keys
+from lightthinker.kvcache.upload import upload
 
 BY_ORDER = attrgetter("order")
 
@@ -110,8 +113,8 @@ class Scheduler:
 
     def compact(self, sequences: Iterable[Sequence]) -> None:
         """Free what expired: later live tokens move down, the pages left over go back."""
-        source: list[int] = []
-        target: list[int] = []
+        source: list[npt.NDArray[np.int64]] = []
+        target: list[npt.NDArray[np.int64]] = []
         vacated: list[int] = []
         group_sizes: list[int] = []
         shrunk: list[Sequence] = []
@@ -127,41 +130,61 @@ class Scheduler:
             assert first >= len(sequence.page_keys) * self.pool.page_size, "a shared page"
             moved = sequence.forget(expired)
             num_kept = first + len(moved)
-            source += self.slots(sequence, moved)
-            target += self.slots(sequence, range(first, num_kept))
+            source.append(self._slot_array(sequence, np.array(moved, dtype=np.int64)))
+            target.append(self._slot_array(sequence, np.arange(first, num_kept)))
             group_sizes.append(len(moved))
             if self.pool.poison:
                 vacated += self.slots(sequence, range(num_kept, num_live))
             shrunk.append(sequence)
         if source:
-            self.pool.move(source, target, group_sizes)
+            self.pool.move(np.concatenate(source), np.concatenate(target), group_sizes)
         self.pool.clear(vacated)
         for sequence in shrunk:
             self._release(sequence, keep=self._pages_for(len(sequence.live)))
 
-    def compact_heads(self, kept: Iterable[tuple[Sequence, torch.Tensor]]) -> None:
-        """Free, head by head, all but the positions int64 [L, H, n] that sequences keep.
+    def _slot_array(
+        self, sequence: Sequence, positions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """`slots`, for many."""
+        page, place = np.divmod(positions, self.pool.page_size)
+        slots: npt.NDArray[np.int64] = sequence.pages.numbers()[page] * self.pool.page_size + place
+        return slots
 
-        The n kept tokens of each head move to the first n slots; the pages left over go back.
+    def slot_table(self, sequences: list[Sequence]) -> torch.Tensor:
+        """Return the slots of sequences with equally many live tokens: int64 [B, n], on the device.
+
+        Raises:
+            ValueError: They have not.
         """
-        source: list[torch.Tensor] = []
-        target: list[int] = []
-        vacated: list[int] = []
-        shrunk: list[Sequence] = []
-        for sequence, keep_LHn in kept:
-            num_live, num_kept = len(sequence.live), keep_LHn.shape[-1]
-            slots = self.slots(sequence, range(num_live))
-            source.append(self.pool.index(slots)[keep_LHn])
-            target += slots[:num_kept]
-            vacated += slots[num_kept:]
-            sequence.drop(range(num_live - num_kept))
-            sequence.forget(list(range(num_live - num_kept)))
-            shrunk.append(sequence)
-        if source:
-            self.pool.move_heads(torch.cat(source, dim=-1), target)
-        self.pool.clear(vacated)
-        for sequence in shrunk:
-            self._release(sequence, keep=self._pages_for(len(sequence.live)))
+        size, num_live = self.pool.page_size, len(sequences[0].live)
+        pages = np.stack([s.pages.numbers()[: self._pages_for(num_live)] for s in sequences])
+        slots = pages[:, :, None] * size + np.arange(size)
+        return upload(slots.reshape(len(sequences), -1)[:, :num_live], self.pool.token_index.device)
+
+    def compact_heads(
+        self, sequences: list[Sequence], slots_Bn: torch.Tensor, kept_BLHm: torch.Tensor
+    ) -> None:
+        """Free, head by head, all but the positions that sequences keep.
+
+        The m kept tokens of each head move to the first m slots; the pages left over go back.
+
+        Args:
+            sequences: B of them, with n live tokens each.
+            slots_Bn: Their slots, as `slot_table` has them.
+            kept_BLHm: int64, ascending positions among the live tokens.
+        """
+        num_live, num_kept = slots_Bn.shape[1], kept_BLHm.shape[-1]
+        source = slots_Bn[:, None, None].expand(*kept_BLHm.shape[:3], -1).gather(-1, kept_BLHm)
+        self.pool.move_heads(
+            source.permute(1, 2, 0, 3).flatten(2), slots_Bn[:, :num_kept].flatten()
+        )
+        if self.pool.poison:
+            self.pool.clear(slots_Bn[:, num_kept:].flatten().tolist())
+        gone = range(num_live - num_kept)
+        for sequence in sequences:
+            sequence.drop(gone)
+            sequence.forget(list(gone))
+            self._release(sequence, keep=self._pages_for(num_kept))
 
     def finish(self, sequence: Sequence, reason: str) -> None:
         """End a sequence and free all it holds."""

@@ -216,9 +216,14 @@ class Sequence:
         Returns:
             The old positions of the tokens behind the first that is gone; they close the gaps.
         """
-        live, first, gone = self.live, expired[0], set(expired)
-        moved = [i for i in range(first, len(live)) if i not in gone]
-        live[first:] = [live[i] for i in moved]
+        live, first, stop = self.live, expired[0], expired[-1] + 1
+        if stop - first == len(expired):
+            moved = list(range(stop, len(live)))
+            del live[first:stop]
+        else:
+            gone = set(expired)
+            moved = [i for i in range(first, len(live)) if i not in gone]
+            live[first:] = [live[i] for i in moved]
         self.tokens_freed += len(expired)
         self.builder.forget_expired(self.num_forwarded)
         return moved

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from lightthinker.kvcache.allocator import PageAllocator
-from lightthinker.kvcache.upload import download, upload
+from lightthinker.kvcache.upload import Integers, download, upload
 
 if TYPE_CHECKING:
     from lightthinker.kvcache.triton_compact import SlotMover
@@ -103,9 +103,9 @@ class PagePool:
             self.scores = torch.zeros(shape, dtype=dtype, device=self.token_index.device)
 
     def move(
-        self, source: list[int], target: list[int], group_sizes: list[int] | None = None
+        self, source: Integers, target: Integers, group_sizes: list[int] | None = None
     ) -> None:
-        """Copy slots `source` to slots `target` in every layer; the lists may overlap.
+        """Copy slots `source` to slots `target` in every layer; they may overlap.
 
         Args:
             source: Slots to read.
@@ -123,16 +123,16 @@ class PagePool:
             for tensor in tensors:
                 tensor[dst] = tensor[src]
 
-    def move_heads(self, source_LHn: torch.Tensor, target: list[int]) -> None:
-        """Copy to slots `target` what each layer and head has in slots of its own.
+    def move_heads(self, source_LHn: torch.Tensor, target_n: torch.Tensor) -> None:
+        """Copy to slots `target_n` what each layer and head has in slots of its own.
 
         Slots may overlap. The token index stays: it cannot tell heads apart.
 
         Args:
             source_LHn: Slots [L, H, n] to copy from.
-            target: The n slots to copy to.
+            target_n: The n slots to copy to.
         """
-        dst = self.index(target)[:, None]
+        dst = target_n[:, None]
         head = torch.arange(source_LHn.shape[1], device=source_LHn.device)
         groups = [self.keys, self.values, *([self._scores] if self._scores else [])]
         for tensors in groups:
@@ -177,6 +177,6 @@ class PagePool:
     def _scores(self) -> list[torch.Tensor]:
         return [] if self.scores is None else list(self.scores)
 
-    def index(self, slots: list[int]) -> torch.Tensor:
+    def index(self, slots: Integers) -> torch.Tensor:
         """Return slots as a tensor on the pool's device."""
         return upload(slots, self.token_index.device)

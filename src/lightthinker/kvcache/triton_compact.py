@@ -18,15 +18,15 @@ import it where it is used.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from lightthinker.kvcache.upload import upload
+from lightthinker.kvcache.upload import Integers, upload
 
 BLOCK_MOVES = 32
 BLOCK_WORDS = 256
@@ -99,7 +99,7 @@ class SlotMover:
         # Two launches: the index has rows of eight bytes, too narrow for 16-byte loads.
         self._launches = [_Launch(slot_tensors, word), _Launch([token_index], word)]
 
-    def move(self, source: list[int], target: list[int], group_sizes: list[int]) -> None:
+    def move(self, source: Integers, target: Integers, group_sizes: list[int]) -> None:
         """Carry out the moves; the order argument above is the caller's promise.
 
         Args:
@@ -107,18 +107,17 @@ class SlotMover:
             target: Slots to write.
             group_sizes: Moves of each group, in order.
         """
-        if not source:
+        if not len(source):
             return
         if self.check_order:
-            _check_order(source, target, group_sizes)
+            _check_order(list(source), list(target), group_sizes)
         self.launch(self.pack(source, target, group_sizes))
 
-    def pack(self, source: list[int], target: list[int], group_sizes: list[int]) -> PackedMoves:
+    def pack(self, source: Integers, target: Integers, group_sizes: list[int]) -> PackedMoves:
         """Bring a step's moves to the device in one asynchronous copy (arguments as in `move`)."""
         num_moves = len(source)
         assert num_moves == len(target) == sum(group_sizes), (num_moves, len(target), group_sizes)
-        starts = itertools.accumulate(group_sizes, initial=0)
-        words = upload([*source, *target, *starts], self.device)
+        words = upload(np.concatenate([source, target, [0], np.cumsum(group_sizes)]), self.device)
         return PackedMoves(words[: 2 * num_moves], words[2 * num_moves :], num_moves)
 
     def launch(self, moves: PackedMoves) -> None:

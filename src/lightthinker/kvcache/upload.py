@@ -7,13 +7,19 @@ caching host allocator keeps pinned memory until the copies that use it are done
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
+Integers = Sequence[int] | npt.NDArray[Any]
 
-def upload(values: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return int64 [n] on the device; on a GPU the copy is only queued."""
-    host = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+def upload(values: Integers, device: torch.device) -> torch.Tensor:
+    """Return integers as int64 on the device, of the same shape; a GPU's copy is only queued."""
+    host = torch.as_tensor(values, dtype=torch.int64)
+    if device.type == "cuda":
+        host = host.pin_memory()
     return host.to(device, non_blocking=True)
 
 

@@ -31,7 +31,7 @@ class H2O(Budgeted):
     recent_fraction: float = 0.5
 
     name = "h2o"
-    observation = Observation(last_rows=None, grouping="sum")
+    observation = Observation(last_rows=None, grouping="sum", layers_alike=True)
 
     def __post_init__(self) -> None:
         self.require(0 <= self.recent_fraction <= 1, "recent_fraction", "between 0 and 1")

@@ -55,7 +55,9 @@ class RKV(Budgeted):
     @property
     def observation(self) -> Observation:
         """The window's attention to what lies before it."""
-        return Observation(last_rows=self.window, grouping="max_logit", past_only=True)
+        return Observation(
+            last_rows=self.window, grouping="max_logit", past_only=True, layers_alike=True
+        )
 
     @property
     def num_protected(self) -> int:

@@ -46,7 +46,7 @@ class SnapKV(Budgeted):
     @property
     def observation(self) -> Observation:
         """The window's attention."""
-        return Observation(last_rows=self.window, grouping="mean")
+        return Observation(last_rows=self.window, grouping="mean", layers_alike=True)
 
     @property
     def num_protected(self) -> int:

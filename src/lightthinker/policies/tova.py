@@ -23,7 +23,7 @@ class TOVA(Budgeted):
     """Whatever the newest query attends to most, layer by layer."""
 
     name = "tova"
-    observation = Observation(last_rows=1, grouping="mean")
+    observation = Observation(last_rows=1, grouping="mean", layers_alike=True)
 
     @property
     def num_protected(self) -> int:
