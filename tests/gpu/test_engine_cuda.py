@@ -96,9 +96,8 @@ def prefill_logits(engine, *, compiled, num_tokens=24):
     places = list(range(num_tokens))
     pages = list(range(-(-num_tokens // engine.pool.page_size)))
     device = engine.runner.device
-    engine.backend.prepare(
-        PagedBatch([SequenceRows(rows, places, pages, num_tokens)], places, device)
-    )
+    step = SequenceRows(rows, places, pages, num_tokens)
+    engine.backend.prepare(PagedBatch([step], engine.pool.page_size, device))
     positions = torch.arange(num_tokens, device=device)
     return engine.runner.forward(
         engine.backend, positions + 10, positions, positions.clone(), compiled=compiled
