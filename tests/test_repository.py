@@ -22,6 +22,21 @@ def test_readme_tables_say_what_the_results_files_say():
 
 
 SERVE_ROBUSTNESS = ROOT / "results" / "serve_robustness.json"
+BENCHMARKS = {
+    "bench_decode": {"model", "batch", "live_tokens", "step_ms", "floor_ms", "ratio"},
+    "bench_offline": {
+        "model", "method", "requests", "generated_tokens", "kv_budget_gb", "useful_tokens_per_s",
+    },
+    "bench_latency": {"model", "method", "requests_per_s", "p50_ttft_ms", "p99_itl_ms"},
+    "bench_memory": {"model", "method", "step", "live_tokens", "pages_held"},
+    "bench_kernels": {"kernel", "time_us"},
+    "bench_train": {
+        "model", "mask", "packing", "gpus", "processed_tokens_per_s", "useful_tokens_per_s", "mfu",
+        "peak_memory_gb", "planned_memory_gb",
+    },
+    "ablations": {"setting", "accuracy", "accuracy_ci95", "peak_tokens", "dep_full"},
+}  # fmt: skip
+"""What a row of each benchmark's results has at least."""
 EVALUATIONS = sorted(set((ROOT / "results").glob("*.json")) - {SERVE_ROBUSTNESS})
 
 
@@ -30,6 +45,10 @@ def test_results_name_device_versions_command_and_seed(file):
     results = json.loads(file.read_text())
     for key in ("device", "versions", "command", "seed"):
         assert key in results, key
+    if file.stem in BENCHMARKS:
+        assert all(BENCHMARKS[file.stem] <= row.keys() for row in results["rows"])
+        assert "--smoke" not in results["command"]
+        return
     if "rows" in results:
         check_table(results)
         assert not results.get("smoke"), "a smoke run's table is not a result"
