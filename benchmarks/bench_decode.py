@@ -94,6 +94,7 @@ def measure(engine, batch, options):
     for _ in range(num_warm):
         engine.step()
     synchronise()
+    engine.write_back()
     before = sum(len(s.live) for s in engine.scheduler.running)
     with waiting_time() as waits:
         begin = time.perf_counter()
@@ -102,6 +103,7 @@ def measure(engine, batch, options):
         host_duration = time.perf_counter() - begin - sum(waits)
         synchronise()
         duration = time.perf_counter() - begin
+    engine.write_back()
     after = sum(len(s.live) for s in engine.scheduler.running)
     if options.profile:
         profile_steps(engine, batch)

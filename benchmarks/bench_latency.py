@@ -76,6 +76,7 @@ def measure(engine, options, method, rate):
             time.sleep(min(0.01, max(0.0, arrivals[added] - now)))
             continue
         engine.step()
+        engine.write_back()
         now = time.perf_counter() - begin
         for name, sequence in list(sequences.items()):
             count = len(sequence.known_ids)

@@ -150,6 +150,7 @@ def settings(draw):
 
 def held(engine):
     """Return live tokens and pages held; raises if pages are held that no live token needs."""
+    engine.write_back()
     size = engine.pool.page_size
     sequences = [*engine.scheduler.running, *engine.scheduler.waiting]
     live = sum(len(s.live) for s in sequences if s.saved_kv is None)

@@ -152,6 +152,7 @@ def replace_finished(engine, add):
 
 
 def num_sampled(engine):
+    engine.write_back()
     sequences = engine.scheduler.running + engine.scheduler.waiting
     return sum(len(s.sampled_ids) for s in sequences)
 

@@ -351,7 +351,7 @@ def test_slots_start_at_zero_also_in_steps_that_a_graph_could_run():
     class Graphs:
         steps = 0
 
-        def fits(self, plan, batch):
+        def fits(self, plan, batch, riders=None):
             assert not engine.pool.scores[:, batch.slot_mapping].any()
             self.steps += 1
             return False

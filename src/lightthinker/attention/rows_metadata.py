@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +105,33 @@ class RowsCapacity:
         )
 
 
+class DecodingRows(Protocol):
+    """Sequences of which one token is forwarded that sees all that is live.
+
+    Attributes:
+        num_live: Live tokens, this one included, int32 [m].
+        index: Original index of the token, int32 [m].
+        page_table: Page numbers, int32 [m, p].
+    """
+
+    @property
+    def num_live(self) -> npt.NDArray[np.int32]:
+        """See above."""
+        ...
+
+    @property
+    def index(self) -> npt.NDArray[np.int32]:
+        """See above."""
+        ...
+
+    @property
+    def page_table(self) -> npt.NDArray[np.int32]:
+        """See above."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
 class RowsMetadata:
     """Static buffers of one step's rows.
 
@@ -133,7 +160,12 @@ class RowsMetadata:
         self.num_tiles = 0
 
     def fill(
-        self, batch: PagedBatch, *, num_rows: int | None = None, use_tiles: bool = True
+        self,
+        batch: PagedBatch,
+        *,
+        num_rows: int | None = None,
+        use_tiles: bool = True,
+        decoding: DecodingRows | None = None,
     ) -> None:
         """Build a step on the host and copy it to the device without waiting for it.
 
@@ -143,23 +175,51 @@ class RowsMetadata:
                 those of the batch.
             use_tiles: Whether long runs of rows go to the prefill kernel. A CUDA graph, whose
                 launches are fixed, says no; then every row is launched by itself.
+            decoding: Further sequences, one plain row each, whose rows come before the batch's.
         """
-        needed = RowsCapacity.of(batch)
-        total = needed.max_rows if num_rows is None else num_rows
+        needed, num_first = RowsCapacity.of(batch), 0 if decoding is None else len(decoding)
+        used = needed.max_rows + num_first
+        total = used if num_rows is None else num_rows
         assert self.capacity.holds(needed), f"{needed} does not fit {self.capacity}"
-        assert needed.max_rows <= total <= self.capacity.max_rows, (needed.max_rows, total)
+        assert used <= total <= self.capacity.max_rows, (used, total)
+        assert len(batch.sequences) + num_first <= self.capacity.max_sequences
         rows, tiles, page_table = self._views(self._buffer.next_host())
-        self._write_rows(rows[:, :total], page_table, batch)
-        tile_list, launch = _split_launches(batch.sequences, use_tiles)
-        launch += range(needed.max_rows, total)
+        if decoding is not None:
+            self._write_decoding(rows[:, :num_first], page_table, decoding)
+        self._write_rows(rows[:, num_first:total], page_table, batch, first_line=num_first)
+        tile_list, launch = _split_launches(batch.sequences, use_tiles, num_first)
+        launch = [*range(num_first), *launch, *range(used, total)]
         self.num_tiles, self.num_launch_rows = len(tile_list), len(launch)
         rows[RowField.LAUNCH, : len(launch)] = launch
         if tile_list:
             tiles[:, : len(tile_list)] = np.array(tile_list, dtype=np.int32).T
-        self._buffer.upload(self._head_words + len(batch.sequences) * self.capacity.max_pages)
+        num_lines = num_first + len(batch.sequences)
+        self._buffer.upload(self._head_words + num_lines * self.capacity.max_pages)
+
+    def _write_decoding(
+        self,
+        rows: npt.NDArray[np.int32],
+        page_table: npt.NDArray[np.int32],
+        decoding: DecodingRows,
+    ) -> None:
+        size, lines = self.page_size, np.arange(len(decoding))
+        page_table[: len(lines), : decoding.page_table.shape[1]] = decoding.page_table
+        live_position = decoding.num_live - 1
+        page, place = np.divmod(live_position, size)
+        rows[RowField.SEQUENCE] = lines
+        rows[RowField.LOWER] = rows[RowField.EXCL_LO] = rows[RowField.EXCL_HI] = 0
+        rows[RowField.UPPER] = decoding.num_live
+        rows[RowField.TOKEN_INDEX] = decoding.index
+        rows[RowField.LIVE_POSITION] = live_position
+        rows[RowField.SLOT] = decoding.page_table[lines, page] * size + place
 
     def _write_rows(
-        self, rows: npt.NDArray[np.int32], page_table: npt.NDArray[np.int32], batch: PagedBatch
+        self,
+        rows: npt.NDArray[np.int32],
+        page_table: npt.NDArray[np.int32],
+        batch: PagedBatch,
+        *,
+        first_line: int,
     ) -> None:
         sequences, size = batch.sequences, self.page_size
         counts = np.array([len(s.rows) for s in sequences], dtype=np.int64)
@@ -168,12 +228,12 @@ class RowsMetadata:
         rows[RowField.SLOT, num_rows:] = -1
         if not num_rows:
             return
-        for line, sequence in enumerate(sequences):
+        for line, sequence in enumerate(sequences, first_line):
             num_pages = -(-sequence.num_live // size)
             pages = sequence.pages
             numbers = pages.numbers() if isinstance(pages, PageList) else pages
             page_table[line, :num_pages] = numbers[:num_pages]
-        line_of_row = np.repeat(np.arange(len(sequences)), counts)
+        line_of_row = np.repeat(np.arange(first_line, first_line + len(sequences)), counts)
         first_position = np.array([s.num_live for s in sequences]) - counts
         within = np.arange(num_rows) - np.repeat(np.cumsum(counts) - counts, counts)
         position = np.repeat(first_position, counts) + within
@@ -196,12 +256,11 @@ class RowsMetadata:
 
 
 def _split_launches(
-    sequences: list[SequenceRows], use_tiles: bool
+    sequences: list[SequenceRows], use_tiles: bool, start: int
 ) -> tuple[list[tuple[int, int]], list[int]]:
     """Return the tiles (first row, number of rows), longest context first, and the other rows."""
     tiles: list[tuple[int, int]] = []
     launch: list[int] = []
-    start = 0
     for sequence in sequences:
         stop = start + len(sequence.rows)
         if use_tiles and len(sequence.rows) >= MIN_TILED_ROWS:

@@ -37,6 +37,10 @@ class Detokenizer:
         else:
             self._ids.append(token_id)
 
+    def push_plain(self, token_ids: list[int]) -> None:
+        """Add sampled tokens, none of which is the separator."""
+        self._ids += token_ids
+
     def flush(self) -> None:
         """Show what was held back, an unfinished character as it is, and forget the context."""
         self._decode_new(final=True)

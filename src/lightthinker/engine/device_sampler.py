@@ -10,7 +10,12 @@ from __future__ import annotations
 import torch
 
 from lightthinker.attention.triton.sample import sample
-from lightthinker.attention.triton.sampling_batch import RowSampling, SamplingBatch
+from lightthinker.attention.triton.sampling_batch import (
+    RowSampling,
+    SamplingBatch,
+    SamplingField,
+)
+from lightthinker.engine.lane import Riders
 from lightthinker.engine.pending import PendingTokens, TokenBuffer
 from lightthinker.engine.sequence import Sequence
 
@@ -49,15 +54,27 @@ class DeviceSampler:
         self.draw(logits)
         return self.buffer.fetch(len(sequences))
 
-    def fill(self, sequences: list[Sequence], *, num_rows: int) -> None:
-        """Send a step's settings to the device; rows beyond the sequences are greedy."""
-        rows = [s.row_sampling or self._note_row(s) for s in sequences]
+    def fill(
+        self, sequences: list[Sequence], *, num_rows: int, riders: Riders | None = None
+    ) -> None:
+        """Send a step's settings to the device; rows beyond riders and sequences are greedy."""
+        rows = [self.row(s) for s in sequences]
         steps = [len(s.sampled_ids) for s in sequences]
-        num_padding = num_rows - len(rows)
-        self.settings.fill(rows + [self._padding] * num_padding, steps + [0] * num_padding)
+        num_padding = num_rows - len(rows) - (len(riders) if riders else 0)
+        rows += [self._padding] * num_padding
+        steps += [0] * num_padding
+        if riders is None:
+            self.settings.fill(rows, steps)
+            return
+        packed = riders.sampling.copy()
+        packed[SamplingField.STEP] = riders.num_sampled
+        self.settings.fill(rows, steps, packed=packed, forbidden=self.never_sampled)
 
-    def _note_row(self, sequence: Sequence) -> RowSampling:
-        """Make a sequence's settings once; only their step changes."""
+    def row(self, sequence: Sequence) -> RowSampling:
+        """Return a sequence's settings, made once; only their step changes."""
+        if sequence.row_sampling is not None:
+            known: RowSampling = sequence.row_sampling
+            return known
         params = sequence.params
         sequence.row_sampling = row = RowSampling(
             temperature=params.temperature,

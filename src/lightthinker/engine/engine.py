@@ -18,31 +18,28 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from lightthinker.attention.batch import PagedBatch
 from lightthinker.attention.observation import AttentionObserver
 from lightthinker.attention.selection import make_backend, resolve_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
-from lightthinker.engine.eviction import check_policy, evict
+from lightthinker.engine.eviction import check_policy
 from lightthinker.engine.intake import Intake, Request
+from lightthinker.engine.launch import launch
 from lightthinker.engine.memory import num_kv_tokens_that_fit
 from lightthinker.engine.outputs import RequestOutput
-from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.reporting import EngineStats, engine_stats
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.sampler import Sampler, TokenSampler, token_logprob
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.engine.scheduler import Scheduled, Scheduler
 from lightthinker.engine.sequence import Sequence, Status
-from lightthinker.engine.step import InFlight, Samples, StepPlan, plan_step
+from lightthinker.engine.step import InFlight
 from lightthinker.engine.writer import TokenWriter
 from lightthinker.errors import RequestError
 from lightthinker.kvcache.pool import PagePool, bytes_per_token
-from lightthinker.layout import Role
 
 if TYPE_CHECKING:
-    import torch
-
+    from lightthinker.engine.boarding import Boarding
     from lightthinker.engine.graphs import GraphRunner
 
 __all__ = ["EngineConfig", "LLMEngine"]
@@ -105,8 +102,8 @@ class LLMEngine:
             share_prompts=self.config.enable_prefix_caching,
         )
         never_sampled = compression.never_sampled if compression else ()
-        self._host_sampler = sampler or Sampler(never_sampled)
-        self.sampler: TokenSampler = self._host_sampler
+        self.host_sampler = sampler or Sampler(never_sampled)
+        self.sampler: TokenSampler = self.host_sampler
         self.graphs: GraphRunner | None = None
         if sampler is None and backend == "triton":
             from lightthinker.engine.graphs import device_steps
@@ -130,7 +127,9 @@ class LLMEngine:
         self._is_async = on_gpu if asked is None else asked
         self._in_flight: InFlight | None = None
         self._requests: dict[str, Request] = {}
+        self._boarding = self._open_lane()
         self._next_deadline = inf
+        self._num_streams = self._num_impatient = self._num_reported = 0
         self._is_closed = False
 
     def use_compression(self, compression: CompressionConfig | None) -> None:
@@ -146,6 +145,15 @@ class LLMEngine:
             raise RequestError("Compression settings cannot change while requests are unfinished.")
         self.compression = compression
         self._intake = dataclasses.replace(self._intake, compression=compression)
+        self._boarding = self._open_lane()
+
+    def _open_lane(self) -> Boarding | None:
+        """Return what carries plain decode steps, where graphs run them asynchronously."""
+        if self.graphs is None or not self._is_async:
+            return None
+        from lightthinker.engine.boarding import open_lane
+
+        return open_lane(self.graphs, self.scheduler, self._writer, self._requests, self._intake)
 
     def warm_up(self, on_phase: Callable[[str], None] | None = None) -> None:
         """Compile the model and capture the graphs, where there are any to capture.
@@ -200,6 +208,8 @@ class LLMEngine:
             if params.policy.observation is not None:
                 self.pool.keep_scores()
         self._requests[request_id] = request
+        self._num_streams += request.stream
+        self._num_impatient += request.sequences[0].needs_known_tokens
         self._next_deadline = min(self._next_deadline, request.deadline)
         for sequence in request.sequences:
             self.scheduler.add(sequence)
@@ -217,8 +227,17 @@ class LLMEngine:
         """Return the prompt length of an unfinished request."""
         return len(self._requests[request_id].prompt_ids)
 
+    def write_back(self) -> None:
+        """Tell the sequences of the scheduler their newest tokens, before somebody reads them.
+
+        Plain decode steps are kept apart (`FastLane`); outputs and statistics know them anyway.
+        """
+        if self._boarding is not None:
+            self._boarding.lane.write_back()
+
     def num_sampled_tokens(self, request_id: str) -> int:
         """Return how many tokens an unfinished request has sampled, over its samples."""
+        self.write_back()
         return sum(len(s.known_ids) for s in self._requests[request_id].sequences)
 
     def is_scheduled(self, request_id: str) -> bool:
@@ -227,6 +246,7 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         """Return what the engine holds and has done."""
+        self.write_back()
         return engine_stats(self.scheduler)
 
     def close(self) -> None:
@@ -241,10 +261,17 @@ class LLMEngine:
 
         Unknown ids are ignored (it may just have finished).
         """
-        request = self._requests.pop(request_id, None)
+        request = self._forget(request_id)
         for sequence in request.sequences if request else ():
             if sequence.finish_reason is None:
                 self.scheduler.finish(sequence, "abort")
+
+    def _forget(self, request_id: str) -> Request | None:
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self._num_streams -= request.stream
+            self._num_impatient -= request.sequences[0].needs_known_tokens
+        return request
 
     def expire_request(self, request_id: str) -> None:
         """Let a request's time be up: the next step ends it. Unknown ids are ignored."""
@@ -258,36 +285,54 @@ class LLMEngine:
         """
         self._end_overdue()
         previous, self._in_flight = self._in_flight, None
+        boarding = self._boarding
         if previous and self._must_know_tokens():
+            self._let_all_off()
             self._settle(previous)
             previous = None
         scheduled: list[Scheduled] = []
-        launched = None
+        launched, riders = None, None
         try:
+            self.scheduler.admit()
+            if boarding:
+                boarding.prepare()
             if previous:
                 self._extend(previous)
-            scheduled = self.scheduler.schedule()
-            if scheduled:
-                launched = self._launch(scheduled, previous)
+            scheduled = self.scheduler.choose()
+            riders = boarding.depart() if boarding else None
+            if scheduled or riders:
+                launched = launch(self, scheduled, previous, riders)
                 self._compact(scheduled)
                 if not self._is_async:
                     self._settle(launched)
         except BaseException:
-            for s in scheduled:
-                self.abort_request(s.sequence.request_id)
+            failed, off = [s.sequence for s in scheduled], self._let_all_off()
+            for sequence in failed + (off if riders else []):
+                self.abort_request(sequence.request_id)
+                if previous:
+                    previous.place.pop(sequence, None)
             if previous:  # Others still get the tokens that they have sampled.
                 self._settle(previous)
             raise
         if previous:
             self._settle(previous, launched)
+            if boarding and riders and launched:
+                for sequence, token, _ in boarding.arrive(previous, launched):
+                    self._settle_one(sequence, token, launched)
         self._in_flight = launched if self._is_async else None
+        if boarding and launched:
+            boarding.board(launched)
         return self._outputs()
+
+    def _let_all_off(self) -> list[Sequence]:
+        """Empty the fast lane and return who was in it."""
+        return self._boarding.disband() if self._boarding is not None else []
 
     def _must_know_tokens(self) -> bool:
         """Whether the next step depends on the ids of tokens that are still being sampled."""
-        return self.on_compress is not None or any(
-            s.needs_known_tokens for s in self.scheduler.running
-        )
+        if self.on_compress is not None:
+            return True
+        return self._num_impatient > 0 and any(s.needs_known_tokens for s in self.scheduler.running)
 
     def _extend(self, previous: InFlight) -> None:
         """Write the tokens that are being sampled, ids unknown, so that they can be forwarded."""
@@ -298,44 +343,6 @@ class LLMEngine:
         # A first sampled token lets the chunks of a compressed prompt expire.
         self._compact_all(previous.place)
 
-    def _launch(self, scheduled: list[Scheduled], previous: InFlight | None) -> InFlight:
-        """Send a step's rows through the model and sample."""
-        plan = plan_step(scheduled, previous)
-        batch = PagedBatch(plan.sequences, self.pool.page_size, self.runner.device)
-        known = previous.tokens if previous and plan.unknown_rows else None
-        tokens, logits = self._run(plan, batch, known)
-        self.scheduler.publish(s.sequence for s in scheduled)
-        evict((s.sequence for s in scheduled), self.pool, self.scheduler, self.tokenizer)
-        place = {sequence: i for i, sequence in enumerate(plan.sampling)}
-        return InFlight(place, tokens, logits)
-
-    def _run(
-        self, plan: StepPlan, batch: PagedBatch, known: Samples | None
-    ) -> tuple[Samples, torch.Tensor | None]:
-        """Return a step's samples, and its logits if a request wants log-probabilities."""
-        backend = self.observer.watching(self.backend, batch)
-        if self.graphs is not None and self.graphs.fits(plan, batch):
-            return self.graphs.run(plan, batch, known), None
-        logits = self.runner.run(backend, batch, plan, known)
-        if not plan.sampling:
-            return [], None
-        tokens: Samples = self.sampler.sample(logits, plan.sampling)
-        penalised = [i for i, s in enumerate(plan.sampling) if s.params.has_penalties]
-        if penalised and isinstance(tokens, PendingTokens):
-            tokens = self._sample_on_host(tokens.tolist(), logits, plan.sampling, penalised)
-        wants_logits = any(s.params.logprobs is not None for s in plan.sampling)
-        return tokens, logits if wants_logits else None
-
-    def _sample_on_host(
-        self, tokens: list[int], logits: torch.Tensor, sequences: list[Sequence], rows: list[int]
-    ) -> list[int]:
-        """Return the device's samples, those of some rows drawn again by the host's sampler."""
-        drawn = self._host_sampler.sample(logits[rows], [sequences[row] for row in rows])
-        assert isinstance(drawn, list)
-        for row, token in zip(rows, drawn, strict=True):
-            tokens[row] = token
-        return tokens
-
     def _settle(self, step: InFlight, later: InFlight | None = None) -> None:
         """Look at a step's samples and act on them.
 
@@ -344,15 +351,10 @@ class LLMEngine:
             later: One that was launched since; what it samples for a sequence that has ended, or
                 ended a thought, counts for nothing.
         """
-        tokens, settle, requests = step.token_list(), self._writer.settle, self._requests
+        tokens = step.token_list()
         for sequence, place in step.place.items():
-            request = requests.get(sequence.request_id)
-            if request is None or sequence.finish_reason == "abort":
-                continue
-            ended_thought = settle(sequence, request, tokens[place])
-            if later and (ended_thought or sequence.finish_reason is not None):
-                later.place.pop(sequence, None)
-            if step.logits is None or sequence.finish_reason == "error":
+            self._settle_one(sequence, tokens[place], later)
+            if step.logits is None or sequence.finish_reason in ("abort", "error"):
                 continue
             if sequence.params.logprobs is not None:
                 # Read back: what was forced is reported too, with its own probability.
@@ -360,10 +362,19 @@ class LLMEngine:
                 sequence.logprobs.append(token_logprob(step.logits[place], token, num_top))
         self._compact_all(step.place)
 
+    def _settle_one(self, sequence: Sequence, token: int, later: InFlight | None) -> None:
+        """Act on one sample; see `_settle`."""
+        request = self._requests.get(sequence.request_id)
+        if request is None or sequence.finish_reason == "abort":
+            return
+        ended_thought = self._writer.settle(sequence, request, token)
+        if later and (ended_thought or sequence.finish_reason is not None):
+            later.place.pop(sequence, None)
+
     def _compact(self, scheduled: list[Scheduled]) -> None:
         """Free what expired, and show fresh gists to whoever wants to see them."""
         ran = [s for s, _ in scheduled if s.status is Status.RUNNING]
-        groups = [(s, self._fresh_gists(s)) for s in ran] if self.on_compress else []
+        groups = [(s, s.fresh_gists()) for s in ran] if self.on_compress else []
         self._compact_all(ran)
         for sequence, gists in groups:
             if gists and self.on_compress:
@@ -377,11 +388,15 @@ class LLMEngine:
             self.scheduler.compact(s for s in due if s.status is Status.RUNNING)
 
     def _outputs(self) -> list[RequestOutput]:
+        num_finished = self.scheduler.num_finished
+        if num_finished == self._num_reported and not self._num_streams:
+            return []
+        self._num_reported = num_finished
         requests = [r for r in self._requests.values() if r.stream or r.finished]
         outputs = [request.output(self.pool.bytes_per_token) for request in requests]
         for output in outputs:
             if output.finished:
-                del self._requests[output.request_id]
+                self._forget(output.request_id)
         return outputs
 
     def _end_overdue(self) -> None:
@@ -392,6 +407,7 @@ class LLMEngine:
         later = (r.deadline for r in self._requests.values() if r.deadline > now)
         self._next_deadline = min(later, default=inf)
         if overdue and self._in_flight:
+            self._let_all_off()
             self._settle(self._in_flight)
             self._in_flight = None
         for request in overdue:
@@ -400,15 +416,6 @@ class LLMEngine:
                     detokenizer.flush()
                     self.scheduler.finish(sequence, "abort")
                     sequence.stop_reason = "timeout"
-
-    @staticmethod
-    def _fresh_gists(sequence: Sequence) -> set[int]:
-        """Indices of the newest gists, if their thought is about to expire."""
-        gists = {k for k in sequence.live if sequence.builder.role[k] == Role.GIST}
-        newest = {
-            k for k in gists if sequence.builder.thought[k] == sequence.builder.num_thoughts - 1
-        }
-        return newest if sequence.expired() else set()
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -9,6 +9,7 @@ run without a graph.
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left
 from collections.abc import Callable
 
@@ -23,6 +24,7 @@ from lightthinker.attention.triton_backend import TritonBackend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
 from lightthinker.engine.device_sampler import DeviceSampler
+from lightthinker.engine.lane import Riders
 from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.step import StepPlan
@@ -97,18 +99,27 @@ class GraphRunner:
                 self._compute(size)
             self._graphs[size] = graph
 
-    def fits(self, plan: StepPlan, batch: PagedBatch) -> bool:
+    def fits(self, plan: StepPlan, batch: PagedBatch, riders: Riders | None = None) -> bool:
         """Whether a graph can run this step."""
-        needed = RowsCapacity.of(batch)
+        num_riders = 0 if riders is None else len(riders)
+        needed = dataclasses.replace(
+            RowsCapacity.of(batch),
+            max_rows=batch.num_rows + num_riders,
+            max_sequences=len(batch.sequences) + num_riders,
+        )
         return (
-            bool(plan.sampling)
+            bool(plan.sampling or num_riders)
             and self.metadata.capacity.holds(needed)
             and all(s.observed is None for s in batch.sequences)
             and not any(s.samples_with_logits for s in plan.sampling)
         )
 
     def run(
-        self, plan: StepPlan, batch: PagedBatch, known: PendingTokens | list[int] | None
+        self,
+        plan: StepPlan,
+        batch: PagedBatch,
+        known: PendingTokens | list[int] | None,
+        riders: Riders | None = None,
     ) -> PendingTokens:
         """Run a step that fits.
 
@@ -116,31 +127,41 @@ class GraphRunner:
             plan: The step.
             batch: Its rows.
             known: Samples of the step before, if a row's token is one of them.
+            riders: Rows of the fast lane, which come before the plan's, as their samples do.
         """
-        num_rows = len(plan.token_ids)
+        num_riders = len(riders) if riders else 0
+        num_rows = num_riders + len(plan.token_ids)
         size = self.sizes[bisect_left(self.sizes, num_rows)]
-        self._fill(plan, batch, size)
+        self._fill(plan, batch, size, riders)
         if isinstance(known, list):
             self.sampler.buffer.tokens[: len(known)] = upload(known, self.runner.device)
-        self.sampler.fill(plan.sampling, num_rows=size)
+        self.sampler.fill(plan.sampling, num_rows=size, riders=riders)
         if self._graphs:
             self._graphs[size].replay()
         else:
             self._compute(size)
-        return self.sampler.buffer.fetch(len(plan.sampling))
+        return self.sampler.buffer.fetch(num_riders + len(plan.sampling))
 
-    def _fill(self, plan: StepPlan, batch: PagedBatch, size: int) -> None:
+    def _fill(
+        self, plan: StepPlan, batch: PagedBatch, size: int, riders: Riders | None = None
+    ) -> None:
         """Write a step into the static buffers, padded to `size` rows."""
-        self.metadata.fill(batch, num_rows=size, use_tiles=False)
-        host = self._inputs.next_host().reshape(NUM_INPUTS, -1)
-        host[:, :size] = 0
-        host[2, :size] = -1
-        num_rows, num_wanted = len(plan.token_ids), len(plan.wanted_rows)
+        self.metadata.fill(batch, num_rows=size, use_tiles=False, decoding=riders)
+        inputs = self._inputs.next_host().reshape(NUM_INPUTS, -1)
+        inputs[:, :size] = 0
+        inputs[2, :size] = -1
+        first = 0
+        if riders:
+            first = len(riders)
+            inputs[1, :first] = riders.position
+            inputs[2, :first] = riders.unknown_from
+            inputs[3, :first] = np.arange(first)
+        host, num_rows, num_wanted = inputs[:, first:], len(plan.token_ids), len(plan.wanted_rows)
         host[0, :num_rows] = np.maximum(plan.token_ids, 0)
         host[1, :num_rows] = plan.positions
         host[2, plan.unknown_rows] = plan.unknown_from
-        host[3, :num_wanted] = plan.wanted_rows
-        self._inputs.upload(host.size)
+        host[3, :num_wanted] = np.array(plan.wanted_rows, dtype=np.int32) + first
+        self._inputs.upload(inputs.size)
 
     def _compute(self, size: int) -> None:
         """What a graph holds: substitute unknown tokens, forward, sample."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 INVALID = -2
@@ -24,9 +26,14 @@ class PendingTokens:
 
     def tolist(self) -> list[int]:
         """Return the samples; waits until they are there."""
+        tokens: list[int] = self.array().tolist()
+        return tokens
+
+    def array(self) -> npt.NDArray[np.int64]:
+        """Return the samples; waits until they are there. They are overwritten a few steps on."""
         if self._copied is not None:
             self._copied.synchronize()
-        tokens: list[int] = self._host.tolist()
+        tokens: npt.NDArray[np.int64] = self._host.numpy()
         return tokens
 
 

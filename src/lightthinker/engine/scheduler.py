@@ -10,7 +10,7 @@ several that are new and alike one goes ahead. Knows nothing of models or sampli
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -61,6 +61,9 @@ class Scheduler:
         self.num_compactions = 0
         self.num_tokens_freed = 0
         self.num_preemptions = 0
+        self.num_finished = 0
+        self.on_removal: Callable[[Sequence], None] = lambda sequence: None
+        """Told of a sequence before it is swapped out or finished."""
         self._num_arrived = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -76,11 +79,17 @@ class Scheduler:
 
         Sequences that cannot grow even alone are finished with reason `length`.
         """
-        if self.waiting:
-            self._admit()
-        budget, size, scheduled = self.max_num_batched_tokens, self.pool.page_size, []
+        self.admit()
+        return self.choose()
+
+    def choose(self) -> list[Scheduled]:
+        """`schedule` without admitting anybody; riders of the fast lane have their tokens."""
+        chosen = self._by_urgency()
+        num_riders = len(self.running) - len(chosen)
+        budget, size = self.max_num_batched_tokens - num_riders, self.pool.page_size
+        scheduled: list[Scheduled] = []
         num_preemptions = self.num_preemptions
-        for sequence in self._by_urgency():
+        for sequence in chosen:
             num_pending = len(sequence.token_ids) - sequence.num_forwarded
             if sequence.status is not Status.RUNNING or not num_pending:
                 continue
@@ -188,6 +197,7 @@ class Scheduler:
 
     def finish(self, sequence: Sequence, reason: str) -> None:
         """End a sequence and free all it holds."""
+        self.on_removal(sequence)
         if sequence in self.waiting:
             self.waiting.remove(sequence)
         if sequence in self.running:
@@ -195,6 +205,7 @@ class Scheduler:
         self._drop_kv(sequence)
         sequence.saved_kv = None
         sequence.status, sequence.finish_reason = Status.FINISHED, reason
+        self.num_finished += 1
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a page is leaked, shared or held by a stranger."""
@@ -208,13 +219,14 @@ class Scheduler:
                 raise AssertionError("a sequence has live tokens without pages")
 
     def _by_urgency(self) -> list[Sequence]:
-        """Return who runs: first those that generate, then those that read; each by order."""
-        running = sorted(self.running, key=BY_ORDER)
+        """Return who runs and does not ride: generating before reading, each by order."""
+        running = sorted((s for s in self.running if not s.rides), key=BY_ORDER)
         reading = [s for s in running if not s.sampled_ids]
         return [s for s in running if s.sampled_ids] + reading if reading else running
 
-    def _admit(self) -> None:
-        if len(self.running) >= self.max_num_seqs:
+    def admit(self) -> None:
+        """Let waiting sequences join while there is room."""
+        if not self.waiting or len(self.running) >= self.max_num_seqs:
             return
         for sequence in self._candidates():
             found, idle = self.pool.allocator.num_found(sequence.page_keys)
@@ -280,6 +292,7 @@ class Scheduler:
         return True
 
     def _swap_out(self, sequence: Sequence) -> None:
+        self.on_removal(sequence)
         sequence.saved_kv = self.pool.read(self.slots(sequence, range(len(sequence.live))))
         self._drop_kv(sequence)
         self.running.remove(sequence)

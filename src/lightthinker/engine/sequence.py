@@ -58,6 +58,9 @@ class Sequence:
         unsettled: Index of the last token while its id is unknown or not acted on; see `extend`.
         row_sampling: The device sampler's settings for it, once they are made.
         order: Who comes first: by priority, then by arrival.
+        rides: Whether it is in the fast lane, and its newest tokens are known there only.
+        may_ride: Whether it may ever be: nothing is asked of it but plain tokens.
+        segment_tokens: Tokens of a thought that ends by its length; None where it does not.
         anchor_id: AnLLM's anchor, which ends a thought and is its gist; None for other methods.
         samples_with_logits: Whether sampling needs logits, which no CUDA graph hands out.
         needs_known_tokens: Whether its next step cannot be prepared before its last token is known.
@@ -90,6 +93,7 @@ class Sequence:
     num_published: int = 0
     order: tuple[int, int] = (0, 0)
     row_sampling: Any = None
+    rides: bool = False
 
     def __post_init__(self) -> None:
         rules: LayoutRules = self.compression or LayoutRules(method="full")
@@ -105,8 +109,15 @@ class Sequence:
             is_anllm or self.params.has_penalties or self.params.policy is not None
         )
         self.samples_with_logits = self.params.has_penalties or self.params.logprobs is not None
+        self.may_ride = (
+            not self.needs_known_tokens
+            and not self.samples_with_logits
+            and self.budget is None
+            and not self.params.stop
+            and not self.params.stop_token_ids
+        )
         by_count = config is not None and config.method == "token"
-        self._segment_tokens = config.segment_tokens if config is not None and by_count else None
+        self.segment_tokens = config.segment_tokens if config is not None and by_count else None
         self._thought_end = self.trigger_id if config is not None and config.has_trigger else None
 
     @property
@@ -162,11 +173,15 @@ class Sequence:
             return [Row(0, len(self.live) + 1, 0, 0)]  # A decoded token sees all that is live.
         live = [*self.live, *range(begin, begin + num_tokens)]
         rows = []
-        for q in range(begin, begin + num_tokens):
-            lower = bisect_left(live, builder.first[q])
-            upper = bisect_right(live, builder.last[q])
-            hidden = self._hidden(live, q, lower, upper) if role[q] in COMPRESSING else (0, 0)
-            rows.append(Row(lower, upper, *hidden))
+        for upper, q in enumerate(range(begin, begin + num_tokens), len(self.live) + 1):
+            lower = bisect_left(live, builder.first[q]) if builder.first[q] else 0
+            if builder.last[q] != q:
+                upper = bisect_right(live, builder.last[q])
+            hides = builder.next_expiry <= q or builder.skip[q] < q
+            if hides and role[q] in COMPRESSING:
+                rows.append(Row(lower, upper, *self._hidden(live, q, lower, upper)))
+            else:
+                rows.append(Row(lower, upper, 0, 0))
         return rows
 
     def _hidden(self, live: list[int], q: int, lower: int, upper: int) -> tuple[int, int]:
@@ -205,6 +220,15 @@ class Sequence:
             for i in range(bisect_left(live, start), bisect_left(live, stop))
         }
         return sorted(found)
+
+    def fresh_gists(self) -> set[int]:
+        """Return the indices of the newest gists, if their thought is about to expire."""
+        builder = self.builder
+        newest = builder.num_thoughts - 1
+        found = {
+            k for k in self.live if builder.role[k] == Role.GIST and builder.thought[k] == newest
+        }
+        return found if self.expired() else set()
 
     def drop(self, positions: Iterable[int]) -> None:
         """Let live tokens expire, given their positions in `live`: a cache policy evicts them."""
@@ -273,7 +297,7 @@ class Sequence:
         self.unsettled = None
         if token_id == self.trigger_id:
             self.builder.mark_trigger(index)
-        full_segment = self._segment_tokens is not None and self._fills_segment()
+        full_segment = self.segment_tokens is not None and self._fills_segment()
         if self.reasoning_over is not None and not self.in_answer:
             self.in_answer = self.reasoning_over(self.sampled_ids)
         return token_id, full_segment or token_id == self._thought_end
@@ -285,7 +309,7 @@ class Sequence:
             self.unsettled = None
 
     def _fills_segment(self) -> bool:
-        return not self.in_answer and self.thought_length == self._segment_tokens
+        return not self.in_answer and self.thought_length == self.segment_tokens
 
     def num_inserted_positions(self) -> int:
         """Return how many positions `insert_gists` would take at the sequence's end."""

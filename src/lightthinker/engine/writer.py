@@ -38,6 +38,17 @@ class TokenWriter:
             and sequence.builder.next_position < self.max_model_len
         )
 
+    def num_plain_steps(self, sequence: Sequence) -> int:
+        """Return how often `extend` can follow before a limit of the request comes into play."""
+        sampled, room = len(sequence.sampled_ids), self.max_model_len
+        steps = min(sequence.params.max_tokens - sampled - 1, room - sequence.builder.next_position)
+        limit, segment = sequence.params.max_thought_tokens, sequence.segment_tokens
+        if limit is not None and not sequence.in_answer:
+            steps = min(steps, limit - sequence.thought_length)
+        if segment is not None and not sequence.in_answer:
+            steps = min(steps, segment - sequence.thought_length - 1)
+        return steps
+
     def extend(self, sequence: Sequence) -> None:
         """Give the next token its place; its id may be known already, because it is forced."""
         sequence.extend(self._forced_token(sequence))

@@ -197,6 +197,7 @@ class _Run:
                 started = time.perf_counter()
                 outputs = engine.step()
                 duration = time.perf_counter() - started
+                engine.write_back()
                 ran = {sequence.request_id for sequence in engine.scheduler.running}
                 ran |= {output.request_id for output in outputs}
                 for name in ran:

@@ -107,15 +107,42 @@ class SamplingBatch:
         self.seen = torch.zeros((num_histories + 1, vocab_size), dtype=torch.uint8, device=device)
         self.num_histories = num_histories
 
-    def fill(self, rows: Sequence[RowSampling], steps: Sequence[int] | None = None) -> None:
+    def fill(
+        self,
+        rows: Sequence[RowSampling],
+        steps: Sequence[int] | None = None,
+        *,
+        packed: npt.NDArray[np.int32] | None = None,
+        forbidden: Sequence[int] = (),
+    ) -> None:
         """Write a step's rows and copy them to the device; rows beyond them sample greedily.
 
         Args:
             rows: One for each sample.
             steps: Replaces their `step`, so that the same rows serve step after step.
+            packed: `words` of further rows [w, m], which come first.
+            forbidden: What is not sampled in those.
         """
-        assert len(rows) <= self.max_rows, (len(rows), self.max_rows)
         words = self._buffer.next_host().reshape(self._shape)
+        if packed is not None:
+            num_packed = packed.shape[1]
+            words[: SamplingField.FORBIDDEN, :num_packed] = packed
+            words[SamplingField.FORBIDDEN :, :num_packed] = -1
+            words[SamplingField.FORBIDDEN :][: len(forbidden), :num_packed] = np.array(
+                forbidden, dtype=np.int32
+            )[:, None]
+            self._fill(words[:, num_packed:], rows, steps)
+        else:
+            self._fill(words, rows, steps)
+        self._buffer.upload(words.size)
+
+    def _fill(
+        self,
+        words: npt.NDArray[np.int32],
+        rows: Sequence[RowSampling],
+        steps: Sequence[int] | None,
+    ) -> None:
+        assert len(rows) <= words.shape[1], (len(rows), words.shape)
         floats = words.view(np.float32)
         count, field = len(rows), SamplingField
         floats[field.TEMPERATURE, count:] = 0
@@ -123,13 +150,12 @@ class SamplingBatch:
         words[field.HISTORY, count:] = NO_HISTORY
         words[field.FORBIDDEN :] = -1
         if rows:
-            packed = np.array([r.words for r in rows], dtype=np.uint32).view(np.int32)
-            words[: field.FORBIDDEN, :count] = packed.T
+            settings = np.array([r.words for r in rows], dtype=np.uint32).view(np.int32)
+            words[: field.FORBIDDEN, :count] = settings.T
             if steps is not None:
                 words[field.STEP, :count] = steps
-            assert packed[:, field.HISTORY].max() < self.num_histories, "a history too many"
+            assert settings[:, field.HISTORY].max() < self.num_histories, "a history too many"
             self._forbid(words[field.FORBIDDEN :], rows)
-        self._buffer.upload(words.size)
 
     def _forbid(self, words: npt.NDArray[np.int32], rows: Sequence[RowSampling]) -> None:
         first = rows[0].forbidden
