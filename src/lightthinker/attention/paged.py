@@ -119,6 +119,14 @@ def _attend_fake(
     return query_THD.new_empty(*query_THD.shape[:2], value_THD.shape[2])
 
 
+_UNSERVED_ARGUMENTS = {
+    "s_aux": "sinks (as gpt-oss has)",
+    "position_bias": "a relative position bias",
+    "indices": "sparse keys chosen by an index",
+    "block_indices": "sparse blocks of keys chosen by an index",
+}
+
+
 def lt_paged(
     module: Any,
     query: torch.Tensor,
@@ -130,9 +138,18 @@ def lt_paged(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention on [1, H, T, D]; returns [1, T, H, D_value]."""
-    if kwargs.get("s_aux") is not None:
-        raise CheckpointError("Attention sinks (gpt-oss) are not supported by the engine.")
+    """Attention on [1, H, T, D]; returns [1, T, H, D_value].
+
+    Raises:
+        CheckpointError: The layer asks for what the engine does not do.
+    """
+    if attention_mask is not None:
+        raise CheckpointError("its attention has a mask or a bias of the model's own")
+    for argument, feature in _UNSERVED_ARGUMENTS.items():
+        if kwargs.get(argument) is not None:
+            raise CheckpointError(f"its attention has {feature}")
+    if kwargs.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise CheckpointError("its attention sees later tokens (it is not causal)")
     query_THD, key_THD, value_THD = (t[0].transpose(0, 1) for t in (query, key, value))
     window = (
         kwargs["sliding_window"]

@@ -16,6 +16,7 @@ from transformers.distributed import DistributedConfig
 
 from lightthinker.compression import CONFIG_KEY, CompressionConfig
 from lightthinker.encode import render_prompt
+from lightthinker.engine.architecture import check_architecture
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.parallel import ParallelEngine
@@ -51,8 +52,8 @@ class LLM:
         data_parallel_size: Copies of the model; requests go to the least busy one.
 
     Raises:
-        CheckpointError: The folder is missing, has no safetensors weights, or settings that its
-            tokenizer does not fit.
+        CheckpointError: The folder is missing, its model is none that the engine serves, it has no
+            safetensors weights, or settings that its tokenizer does not fit.
 
     Example:
         >>> llm = LLM("path/to/checkpoint")
@@ -89,10 +90,11 @@ class LLM:
             enforce_eager=enforce_eager,
             attention_backend=attention_backend,
         )
+        check_architecture(_load_config(model))
         options: dict[str, Any] = {"dtype": dtype, "compression": compression, "config": config}
         self.engine: LLMEngine
         if tensor_parallel_size * data_parallel_size > 1:
-            self.model_config, self.tokenizer = _load_config(model)
+            self.model_config, self.tokenizer = _load_config(model), _load_tokenizer(model)
             self.generation_config = _load_generation_config(model)
             self.compression = _compression(self.model_config, self.tokenizer, compression, model)
             parallel = ParallelEngine(
@@ -286,6 +288,19 @@ def load_checkpoint(
     Raises:
         CheckpointError: It is not there, or its weights are pickled.
     """
+    _check_weights(model)
+    config, tokenizer = _load_config(model), _load_tokenizer(model)
+    plan = {"distributed_config": DistributedConfig(tp_plan="auto")} if tensor_parallel else {}
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model, config=config, dtype=dtype, use_safetensors=True, **plan
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot load {model}: {error}") from error
+    return loaded, tokenizer
+
+
+def _check_weights(model: str | Path) -> None:
     folder = Path(model)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         pickled = [
@@ -297,23 +312,23 @@ def load_checkpoint(
                 "Convert them to safetensors first (save_pretrained does)."
             )
         raise CheckpointError(f"{model} holds no *.safetensors weights.")
-    config, tokenizer = _load_config(model)
-    plan = {"distributed_config": DistributedConfig(tp_plan="auto")} if tensor_parallel else {}
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model, config=config, dtype=dtype, use_safetensors=True, **plan
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot load {model}: {error}") from error
-    return loaded, tokenizer
 
 
-def _load_config(model: str | Path) -> tuple[Any, Any]:
+def _load_config(model: str | Path) -> Any:
     name = str(model)
     if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise CheckpointError(f"There is no folder {name}.")
     try:
-        return AutoConfig.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        _check_weights(model)  # A folder without anything is best told what it needs.
+        hint = " No remote code is run." if "custom code" in str(error) else ""
+        raise CheckpointError(f"Cannot load {model}: {error}{hint}") from error
+
+
+def _load_tokenizer(model: str | Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"Cannot load {model}: {error}") from error
 

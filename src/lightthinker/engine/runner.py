@@ -10,13 +10,12 @@ from lightthinker.attention.batch import PagedBatch
 from lightthinker.attention.paged import (
     PAGED_ATTENTION,
     AttentionBackend,
-    ShapeProbe,
     paged_attention,
 )
+from lightthinker.engine.architecture import check_config, probe_layers
 from lightthinker.engine.fusion import compile_merged, fuse_projections, materialize_rotary
 from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.step import StepPlan
-from lightthinker.errors import CheckpointError
 from lightthinker.kvcache.pool import LayerShape
 from lightthinker.kvcache.upload import upload
 
@@ -29,7 +28,7 @@ class ModelRunner:
     """
 
     def __init__(self, model: Any):
-        _check_rope(model.config.get_text_config())
+        check_config(model.config)
         model.set_attn_implementation(PAGED_ATTENTION)
         assert model.config._attn_implementation == PAGED_ATTENTION
         self.model = model.eval()
@@ -53,23 +52,8 @@ class ModelRunner:
         )
 
     def probe(self) -> list[LayerShape]:
-        """Forward one token to learn what each layer stores.
-
-        Raises:
-            CheckpointError: A layer keeps its state elsewhere (recurrent layers, attention of
-                its own).
-        """
-        probe = ShapeProbe()
-        zero = self._tensor([0])
-        self.forward(probe, zero, zero, zero)
-        shapes = probe.shapes
-        if not shapes or sorted(shapes) != list(range(max(shapes) + 1)):
-            raise CheckpointError(
-                f"{type(self.model).__name__} has layers that do not call the "
-                "registered attention; the paged engine supports models whose every layer is "
-                "softmax attention."
-            )
-        return [shapes[i] for i in range(len(shapes))]
+        """Forward a few tokens to learn what each layer stores; see `probe_layers`."""
+        return probe_layers(self.model)
 
     def run(
         self,
@@ -145,16 +129,3 @@ class ModelRunner:
 
     def _tensor(self, data: list[int]) -> torch.Tensor:
         return upload(data, self.device)
-
-
-def _check_rope(config: Any) -> None:
-    """Raise CheckpointError if positions of one sequence would change the keys of another."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [p for p in parameters.values() if isinstance(p, dict)]
-    for rope in nested or [parameters]:
-        if rope.get("rope_type") in ("dynamic", "longrope"):
-            raise CheckpointError(
-                f"This model's RoPE type {rope['rope_type']!r} chooses its frequencies by the "
-                "longest sequence of a batch, which would change keys that are already stored; "
-                "the engine does not support it."
-            )

@@ -35,6 +35,23 @@ _COMMON = {
 }
 _GEMMA = {"sliding_window": 24, "query_pre_attn_scalar": 16}
 
+_LATENT = {
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {},
@@ -63,6 +80,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {},
     "ministral": {"sliding_window": 24},
     "hunyuan_v1_dense": {},
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
 }
 """Families the paged engine is tested with.
 
