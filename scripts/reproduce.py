@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightthinker.demo.loading import BUNDLED, model_path, open_llm
+from lightthinker.bundled import BUNDLED, model_path
+from lightthinker.demo.loading import open_llm
 from lightthinker.errors import LightThinkerError
 from lightthinker.evals.combine import Run, combine
 from lightthinker.evals.evaluate import Evaluation

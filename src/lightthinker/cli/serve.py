@@ -68,7 +68,8 @@ def serve(
     import asyncio
     from importlib.util import find_spec
 
-    from lightthinker.demo.loading import model_path, open_llm
+    from lightthinker.bundled import model_path
+    from lightthinker.demo.loading import open_llm
     from lightthinker.errors import ConfigError
     from lightthinker.server.address import bind, is_loopback
     from lightthinker.server.settings import ServerSettings, read_api_keys

@@ -27,7 +27,8 @@ class EngineReplica:
     """One engine with the whole server, without its socket."""
 
     def __init__(self, settings: RayServeSettings):
-        from lightthinker.demo.loading import model_path, open_llm
+        from lightthinker.bundled import model_path
+        from lightthinker.demo.loading import open_llm
         from lightthinker.engine.async_llm import AsyncLLM
         from lightthinker.server.app import create_app
         from lightthinker.server.settings import ServerSettings, read_api_keys
