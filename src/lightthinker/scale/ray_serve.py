@@ -20,6 +20,7 @@ from lightthinker.scale.asgi import HttpRequest, Message, run_app
 from lightthinker.scale.gateway import Gateway, ReplicaLostError
 from lightthinker.scale.ray_settings import RayServeSettings
 
+METRICS_TIMEOUT_S = 5.0
 LOST = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
 
 
@@ -50,6 +51,11 @@ class EngineReplica:
         async for message in run_app(self.app, request):
             yield message
 
+    async def metrics(self) -> tuple[str, str]:
+        """Return this replica's name and its metrics in Prometheus' text format."""
+        name = str(serve.get_replica_context().replica_id.unique_id)
+        return name, self.app.state.server.metrics.render(self.engine.stats()).decode()
+
     def check_health(self) -> None:
         """Raise if the engine has failed: Ray then replaces this replica."""
         if not self.engine.is_healthy:
@@ -68,7 +74,7 @@ class _Front:
         self.max_body_bytes = max_body_bytes
 
     def __serve_build_asgi_app__(self) -> Gateway:
-        return Gateway(self._forward, max_body_bytes=self.max_body_bytes)
+        return Gateway(self._forward, self._metrics, max_body_bytes=self.max_body_bytes)
 
     async def _forward(self, request: HttpRequest) -> AsyncIterator[Message]:
         response = self.replicas.forward.remote(request)
@@ -79,6 +85,17 @@ class _Front:
             raise ReplicaLostError(str(error)) from error
         finally:
             response.cancel()
+
+    async def _metrics(self) -> dict[str, str]:
+        asked = self.replicas.broadcast("metrics")
+        try:
+            answers = await asked.results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
+        except TimeoutError as error:
+            raise ReplicaLostError(f"one took more than {METRICS_TIMEOUT_S:g} s.") from error
+        told = dict(answer for answer in answers if not isinstance(answer, Exception))
+        if not told:
+            raise ReplicaLostError(f"{len(answers)} were asked in vain.")
+        return told
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:
