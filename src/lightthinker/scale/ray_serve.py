@@ -33,6 +33,7 @@ class EngineReplica:
         from lightthinker.engine.async_llm import AsyncLLM
         from lightthinker.server.app import create_app
         from lightthinker.server.settings import ServerSettings, read_api_keys
+        from lightthinker.server.tracing import tracing_from_environment
 
         llm = open_llm(
             settings.model, device=settings.device, dtype=settings.dtype,
@@ -44,7 +45,8 @@ class EngineReplica:
         )  # fmt: skip
         queued = limits.max_queued_requests
         self.engine = AsyncLLM(llm, max_requests=settings.max_num_seqs + queued)
-        self.app = create_app(self.engine, limits)
+        tracing = tracing_from_environment(limits.model_name)
+        self.app = create_app(self.engine, limits, tracing)
 
     async def forward(self, request: HttpRequest) -> AsyncIterator[Message]:
         """Answer a request as the server does; cancelling it aborts the generation."""
