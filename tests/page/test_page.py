@@ -232,6 +232,7 @@ def test_hostile_markdown_is_inert(visit) -> None:  # type: ignore[no-untyped-de
 ODD = [
     "", "*", "**", "***a***", "**a", "a**", "``a`b``", "* * *", "- - - - - - - - - x", "$$\nx",
     "|a|\n|-|", "```", "```\n\n", "1)", "$5 and $6 *are* dollars", "\\*no\\*", "_a_ __b__",
+    "~~~\n~~~x",
 ]  # fmt: skip
 GROWS = """async (texts) => {
   const { MarkdownView } = await import("./static/js/markdown.js");
@@ -261,6 +262,7 @@ def test_markdown_that_streams_looks_as_if_it_came_at_once(visit) -> None:  # ty
     shown = dict(zip(ODD, (whole for _, whole in pairs[2:]), strict=True))
     assert "<strong><em>a</em></strong>" in shown["***a***"]
     assert "<em>are</em>" in shown["$5 and $6 *are* dollars"]
+    assert shown["~~~\n~~~x"] == "<div><pre><code>~~~x</code></pre></div>"
     assert shown["\\*no\\*"] == "<div><p>*no*</p></div>"
 
 

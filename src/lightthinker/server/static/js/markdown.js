@@ -64,9 +64,7 @@ const ENDS = {
   heading: (lines, at) => at + 1,
   rule: (lines, at) => at + 1,
   fence(lines, at) {
-    const mark = FENCE.exec(lines[at])[1];
-    const closes = (line) => line.trim().startsWith(mark) && !line.trim().replaceAll(mark[0], "");
-    return after(lines, at + 1, closes);
+    return after(lines, at + 1, (line) => closesFence(line, lines[at]));
   },
   math(lines, at) {
     const close = MATH[lines[at].trim().slice(0, 2)];
@@ -119,6 +117,11 @@ function item(line) {
   return { indent: spaces.length, width: spaces.length + mark.length + 1, ordered, number: ordered ? parseInt(mark, 10) : null, text: text ?? "" };
 }
 
+function closesFence(line, opening) {
+  const mark = FENCE.exec(opening)[1];
+  return line.trim().startsWith(mark) && !line.trim().replaceAll(mark[0], "");
+}
+
 function opensMath(line) {
   const open = line.trim().slice(0, 2);
   return open in MATH && open !== "\\(" && !line.trim().slice(2).includes(MATH[open]);
@@ -130,7 +133,7 @@ const isDivider = (line, count) =>
 
 function build({ kind, lines }, depth) {
   if (kind === "fence") {
-    const closed = lines.length > 1 && FENCE.test(lines.at(-1)) && lines.at(-1).trim().startsWith(FENCE.exec(lines[0])[1]);
+    const closed = lines.length > 1 && closesFence(lines.at(-1), lines[0]);
     return h("pre", {}, h("code", {}, lines.slice(1, closed ? -1 : undefined).join("\n")));
   }
   if (kind === "heading") {
