@@ -8,6 +8,7 @@ loads and stores. The last line is JSON.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -160,6 +161,9 @@ def other_kernels() -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     results = [r for model, shape in SHAPES.items() for r in attention_kernels(model, shape)]
     results += other_kernels()
     columns = list(results[0])

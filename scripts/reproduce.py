@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightthinker.demo.loading import BUNDLED, model_path, open_llm
+from lightthinker.bundled import BUNDLED, model_path
+from lightthinker.demo.loading import open_llm
 from lightthinker.errors import LightThinkerError
 from lightthinker.evals.combine import Run, combine
 from lightthinker.evals.evaluate import Evaluation
@@ -296,17 +297,25 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("targets", nargs="+", choices=TARGETS)
+    parser.add_argument("targets", nargs="+", choices=TARGETS, help="tables to make")
     parser.add_argument("--smoke", action="store_true", help="a few problems on a CPU")
-    parser.add_argument("--checkpoint", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument(
+        "--checkpoint",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="may be repeated; names are above",
+    )
     parser.add_argument("--data", type=Path, help="GSM8K's test set as JSON lines")
     parser.add_argument("--num-problems", type=int, help="of each family; by default 1000")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of problems and sampling; by default 0"
+    )
     parser.add_argument("--device", help="by default CUDA if there is one")
     parser.add_argument("--devices", help="comma-separated: one process on each")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--max-num-seqs", type=int, default=256)
-    parser.add_argument("--num-kv-tokens", type=int)
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--max-num-seqs", type=int, default=256, help="most sequences at once")
+    parser.add_argument("--num-kv-tokens", type=int, help="tokens the KV pool holds")
     parser.add_argument("--runs", default="runs/reproduce", help="folder for the steps")
     parser.add_argument("--overwrite", action="store_true", help="of steps with other settings")
     return parser.parse_args(arguments)

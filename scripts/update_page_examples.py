@@ -5,6 +5,7 @@ python scripts/update_page_examples.py
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def examples() -> list[dict[str, str]]:
 
 def main() -> None:
     """Write the file."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     text = json.dumps({"examples": examples()}, indent=1, ensure_ascii=False)
     PATH.write_text(f"{text}\n", encoding="utf-8")
 

@@ -6,6 +6,7 @@ python scripts/update_readme.py --check  # exit 1 if README does not say what th
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -77,9 +78,20 @@ def filled(readme: str) -> str:
     return readme
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Rewrite the tables, or check them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if it would")
+    options = parser.parse_args()
     current = README.read_text(encoding="utf-8")
     wanted = filled(current)
-    if "--check" in sys.argv:
-        sys.exit(0 if wanted == current else "README.md does not say what results/ says; run this.")
-    README.write_text(wanted, encoding="utf-8")
+    if not options.check:
+        README.write_text(wanted, encoding="utf-8")
+    elif wanted != current:
+        sys.exit("README.md does not say what results/ says; run this.")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -19,6 +20,15 @@ def test_readme_tables_say_what_the_results_files_say():
     script = ROOT / "scripts" / "update_readme.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda f: f.stem)
+def test_scripts_say_what_they_do_and_do_nothing_else_when_asked(script):
+    command = [sys.executable, script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {script.name}")
+    assert str(ast.get_docstring(ast.parse(script.read_text()))).splitlines()[0] in done.stdout
 
 
 SERVE_ROBUSTNESS = ROOT / "results" / "serve_robustness.json"

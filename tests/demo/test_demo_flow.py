@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lightthinker.demo import bundled_model_path, flow
+from lightthinker.bundled import bundled_model_path
+from lightthinker.demo import flow
 from lightthinker.demo.flow import DemoSettings, run_demo
 from lightthinker.engine.llm import LLM
 from lightthinker.errors import CheckpointError
@@ -81,7 +82,7 @@ def test_a_model_that_cannot_compress_is_refused(
 def test_without_a_bundled_model_the_error_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightthinker.demo.files", lambda package: tmp_path)
+    monkeypatch.setattr("lightthinker.bundled.files", lambda package: tmp_path)
 
     with pytest.raises(CheckpointError, match="--model"):
         bundled_model_path()

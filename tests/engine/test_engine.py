@@ -293,6 +293,18 @@ def test_wrong_devices_are_named(checkpoint):
             LLM(checkpoint, device="cuda")
 
 
+def test_a_name_that_is_neither_folder_nor_model_says_both(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my-checkpoint", "runs/my-checkpoint"):
+        with pytest.raises(CheckpointError, match=f"no folder {name} in .*and no model.*hub"):
+            LLM(name, device="cpu")
+    with pytest.raises(CheckpointError, match=r"There is no folder runs/a/b\.$"):
+        LLM("runs/a/b", device="cpu")
+    (tmp_path / "my-checkpoint").mkdir()
+    with pytest.raises(CheckpointError, match=r"my-checkpoint holds no \*\.safetensors"):
+        LLM("my-checkpoint", device="cpu")
+
+
 def test_corrupt_weights_are_a_checkpoint_error(tmp_path):
     folder = tiny_checkpoint(tmp_path / "model")
     (folder / "model.safetensors").write_bytes(b"garbage")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from multiprocessing import Pipe
+from threading import Thread
+from types import SimpleNamespace
+
 import httpx
 import pytest
 
 from lightthinker import LLM, SamplingParams
+from lightthinker.engine import parallel_worker
 from lightthinker.engine.parallel import ParallelEngine, WorkerError
 from lightthinker.errors import RequestError
 from lightthinker.server.settings import ServerSettings
@@ -111,3 +116,43 @@ def test_a_replica_that_cannot_load_says_why(tmp_path):
     options = {"dtype": "auto", "compression": None, "config": None}
     with pytest.raises(WorkerError, match=r"no \*\.safetensors"):
         ParallelEngine(tmp_path, options, device_type="cpu", data_parallel_size=2)
+
+
+class TalkativeEngine:
+    """Stands for an engine with long streams: each step gives more than a pipe holds."""
+
+    kv_bytes_per_token = max_model_len = vocab_size = 1
+
+    def __init__(self):
+        self.aborted = set()
+
+    def stats(self):
+        return None
+
+    def has_unfinished_requests(self):
+        return True
+
+    def step(self):
+        return [SimpleNamespace(request_id="long", finished=False, text="x" * 4_000_000)]
+
+    def abort_request(self, request_id):
+        self.aborted.add(request_id)
+
+
+def test_many_aborts_do_not_wait_for_outputs_that_nobody_reads(monkeypatch):
+    engine = TalkativeEngine()
+    monkeypatch.setattr(parallel_worker, "_load", lambda *_: engine)
+    ours, theirs = Pipe()
+    worker = Thread(target=parallel_worker.serve, args=(theirs, 0, 1, 0, "cpu", {}), daemon=True)
+    worker.start()
+    assert isinstance(ours.recv(), parallel_worker.Ready)
+    names = [f"stream-{i}" for i in range(20_000)]
+    asking = Thread(target=lambda: [ours.send(("abort", n)) for n in names], daemon=True)
+    asking.start()
+    asking.join(60)
+    assert not asking.is_alive(), "both ends write, and neither reads"
+    while len(engine.aborted) < len(names):
+        assert isinstance(ours.recv(), parallel_worker.Stepped)
+    ours.close()
+    worker.join(60)
+    assert not worker.is_alive()

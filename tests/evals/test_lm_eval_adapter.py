@@ -16,8 +16,8 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from lightthinker.bundled import bundled_model_path
 from lightthinker.compression import CompressionConfig
-from lightthinker.demo import bundled_model_path
 from lightthinker.engine.llm import LLM, load_checkpoint
 from lightthinker.errors import CheckpointError, ConfigError
 from lightthinker.evals import lm_eval_adapter

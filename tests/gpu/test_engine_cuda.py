@@ -12,8 +12,8 @@ import torch
 
 from lightthinker import LLM, SamplingParams
 from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
+from lightthinker.bundled import bundled_model_path
 from lightthinker.compression import CompressionConfig
-from lightthinker.demo import bundled_model_path
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.fusion import ProjectionSlice
 from lightthinker.tasks import generate, verify

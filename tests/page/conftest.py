@@ -19,14 +19,50 @@ HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\"></style><script>document.title='owned'</script>"
 )
 
+MARKDOWN = """# **Result**
+Let *x* be `a*b*c`, and
+**2**3 = 8**; snake_case_name, $a_1*b_1*c$, 2*3*4.
+
+1. first
+   - inner `x < y`
+2. second
+
+| n | square |
+|---|:--:|
+| 2 | **4** |
+
+```python
+print("**raw**")
+
+# no heading
+```
+
+\\[
+- x_1 * y_1
+\\]
+a [link](https://example.org) <b>is text</b>"""
+MARKED_IMAGE = '<img src=x onerror="document.title=1">'
+HOSTILE_MARKDOWN = f"""# {MARKED_IMAGE}
+**{MARKED_IMAGE}** *{MARKED_IMAGE}* `{MARKED_IMAGE}`
+- {MARKED_IMAGE}
+
+| {MARKED_IMAGE} | b |
+|---|---|
+| [x](javascript:alert(1)) | {MARKED_IMAGE} |
+
+```{MARKED_IMAGE}
+{MARKED_IMAGE}</code></pre>{MARKED_IMAGE}
+```"""
 FOREVER = "forever"
 TROUBLE = ("error", "warning")
 
 
 def answer(question: str) -> Script:
-    """Script: an endless one, hostile markup, or the reference trace of `PROBLEM`."""
+    """Script: an endless one, Markdown, hostile markup, or the reference trace of `PROBLEM`."""
     if question == FOREVER:
         return Script([" ".join(["step by step"] * 12)], "", endless=True)
+    if question in (MARKDOWN, HOSTILE_MARKDOWN):
+        return Script(["It is asked for.", "Write it."], question)
     if question == HOSTILE:
         return Script([HOSTILE, "and so on"], HOSTILE)
     return Script(PROBLEM.thoughts, PROBLEM.answer)

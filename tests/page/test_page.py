@@ -7,7 +7,16 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import FOREVER, HOSTILE, PROBLEM, STATIC, answer
+from conftest import (
+    FOREVER,
+    HOSTILE,
+    HOSTILE_MARKDOWN,
+    MARKDOWN,
+    MARKED_IMAGE,
+    PROBLEM,
+    STATIC,
+    answer,
+)
 
 from lightthinker.tasks import count_tokens, solve
 from lightthinker.tasks.problem import Problem
@@ -170,6 +179,113 @@ def test_hostile_text_is_inert(visit) -> None:  # type: ignore[no-untyped-def]
     assert "".join(page.inner_text(".answer .text").split()) == written
     assert page.locator("#turns img, #turns script, #turns style").count() == 0
     assert page.title() == "LightThinker"
+
+
+RENDERED = """
+<h4><strong>Result</strong></h4>
+<p>Let <em>x</em> be <code>a*b*c</code>, and
+<strong>2**3 = 8</strong>; snake_case_name, $a_1*b_1*c$, 2*3*4.</p>
+<ol><li>first<ul><li>inner <code>x &lt; y</code></li></ul></li><li>second</li></ol>
+<div class="scrolls"><table><thead><tr><th>n</th><th>square</th></tr></thead>
+<tbody><tr><td>2</td><td><strong>4</strong></td></tr></tbody></table></div>
+<pre><code>print("**raw**")
+
+# no heading</code></pre>
+<p>\\[
+- x_1 * y_1
+\\]</p>
+<p>a [link](https://example.org) &lt;b&gt;is text&lt;/b&gt;</p>
+"""
+
+
+def flat(html: str) -> str:
+    return html.strip().replace(">\n<", "><")
+
+
+def test_answers_are_rendered_as_markdown(visit, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    page = visit()
+    ask(page, MARKDOWN)
+    done(page)
+    page.click("#export")
+    with page.expect_download() as document:
+        page.click("#export-html")
+    saved = tmp_path / "transcript.html"
+    document.value.save_as(saved)
+
+    assert flat(page.inner_html(".answer .text")) == flat(RENDERED)
+    assert page.inner_text(".asked") == MARKDOWN
+    assert flat(visit(saved.as_uri()).inner_html(".answer .text")) == flat(RENDERED)
+
+
+def test_hostile_markdown_is_inert(visit) -> None:  # type: ignore[no-untyped-def]
+    page = visit()
+    ask(page, HOSTILE_MARKDOWN)
+    done(page)
+
+    assert page.locator("#turns img, #turns script, #turns a").count() == 0
+    assert page.title() == "LightThinker"
+    for element in ("h4", "strong", "em", "p code", "li", "th:first-child", "td:last-child"):
+        assert page.locator(f".answer .text {element}").inner_text() == MARKED_IMAGE, element
+    assert page.locator("pre code").inner_text() == f"{MARKED_IMAGE}</code></pre>{MARKED_IMAGE}"
+
+
+ODD = [
+    "", "*", "**", "***a***", "**a", "a**", "``a`b``", "* * *", "- - - - - - - - - x", "$$\nx",
+    "|a|\n|-|", "```", "```\n\n", "1)", "$5 and $6 *are* dollars", "\\*no\\*", "_a_ __b__",
+    "~~~\n~~~x",
+]  # fmt: skip
+GROWS = """async (texts) => {
+  const { MarkdownView } = await import("./static/js/markdown.js");
+  const make = () => new MarkdownView(document.createElement("div"));
+  return texts.map((text) => {
+    const [grown, whole] = [make(), make()];
+    for (let n = 1; n <= text.length; n += 1) grown.update(text.slice(0, n));
+    whole.update(text);
+    return [grown.element.outerHTML, whole.element.outerHTML];
+  });
+}"""
+LONG = """async (pieces) => {
+  const { MarkdownView } = await import("./static/js/markdown.js");
+  return pieces.map((piece) => {
+    const view = new MarkdownView(document.createElement("div"));
+    view.update(piece.repeat(200000 / piece.length));
+    return view.element.textContent.length;
+  });
+}"""
+
+
+def test_markdown_that_streams_looks_as_if_it_came_at_once(visit) -> None:  # type: ignore[no-untyped-def]
+    pairs = visit().evaluate(GROWS, [MARKDOWN, HOSTILE_MARKDOWN, *ODD])
+
+    for grown, whole in pairs:
+        assert grown == whole
+    shown = dict(zip(ODD, (whole for _, whole in pairs[2:]), strict=True))
+    assert "<strong><em>a</em></strong>" in shown["***a***"]
+    assert "<em>are</em>" in shown["$5 and $6 *are* dollars"]
+    assert shown["~~~\n~~~x"] == "<div><pre><code>~~~x</code></pre></div>"
+    assert shown["\\*no\\*"] == "<div><p>*no*</p></div>"
+
+
+@pytest.mark.timeout(120)
+def test_markdown_of_any_kind_takes_time_in_proportion(visit) -> None:  # type: ignore[no-untyped-def]
+    pieces = [
+        "**a ",
+        "*a **b ",
+        "`a ",
+        "``a`",
+        "$a ",
+        "\\[a ",
+        "- ",
+        "> ",
+        "|a|\n",
+        "- a\n  ",
+        "_",
+        "\n",
+    ]
+
+    lengths = visit().evaluate(LONG, pieces)
+
+    assert len(lengths) == len(pieces)
 
 
 def test_every_control_has_a_name(visit) -> None:  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 
@@ -32,6 +33,29 @@ def test_every_policy_is_found_by_name_with_all_its_settings(name):
     assert (method.settings["budget"], method.settings["buffer"]) == (300, 20)
     assert resolve_method(f"{name}:ratio=0.25").policy.ratio == 0.25
     assert f"\n{name}: " in describe()
+
+
+@pytest.mark.parametrize("keep_prompt", [False, True])
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_budget_below_the_smallest_cache_is_refused_and_its_parts_are_named(name, keep_prompt):
+    make = partial(POLICIES[name], keep_prompt=keep_prompt)
+    roomy = make(budget=999)
+    least = roomy.num_protected + roomy.buffer + 1
+    assert make(budget=least).smallest_cache == least
+    parts = rf"{roomy.num_protected} protected, buffer {roomy.buffer}, and the next token"
+    for budget in (least - 1, 0, -1):
+        with pytest.raises(RequestError, match=rf"{name}: budget is {budget}; .*{least} \({parts}"):
+            make(budget=budget)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_settings_of_the_wrong_type_are_named(name):
+    for settings in ({"budget": 256.5}, {"budget": True}, {"budget": "256"}, {"buffer": 16.5}):
+        ((field, value),) = settings.items()
+        with pytest.raises(RequestError, match=f"{name}: {field} is {value!r}; .*whole number"):
+            POLICIES[name](**{"budget": 256, **settings})
+    with pytest.raises(RequestError, match=f"{name}: keep_prompt is 1; it must be true or false"):
+        POLICIES[name](budget=256, keep_prompt=1)
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from lightthinker.engine.reporting import EngineStats
 from lightthinker.scale.asgi import HttpRequest, Message, run_app
-from lightthinker.scale.gateway import MAX_ATTEMPTS, Forward, Gateway, ReplicaLostError
+from lightthinker.scale.gateway import (
+    MAX_ATTEMPTS,
+    Forward,
+    Gateway,
+    ReadMetrics,
+    ReplicaLostError,
+)
+from lightthinker.scale.metrics import merge_expositions
+from lightthinker.server.metrics import Metrics
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/x", "headers": [], "query_string": b""}
 WAIT_S = 30
@@ -24,8 +34,16 @@ def piece(body: bytes, more: bool = True) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
+async def no_metrics() -> dict[str, str]:
+    raise ReplicaLostError("2 were asked in vain.")
+
+
 def call(
-    forward: Forward, body: bytes = b"{}", leave: asyncio.Event | None = None
+    forward: Forward,
+    body: bytes = b"{}",
+    leave: asyncio.Event | None = None,
+    metrics: ReadMetrics = no_metrics,
+    **scope: object,
 ) -> list[Message]:
     """Send one request through a gateway and return what the client got."""
 
@@ -42,8 +60,8 @@ def call(
         async def send(message: Message) -> None:
             sent.append(message)
 
-        gateway = Gateway(forward, max_body_bytes=100, pause_s=0.0)
-        await asyncio.wait_for(gateway(dict(SCOPE), receive, send), WAIT_S)
+        gateway = Gateway(forward, metrics, max_body_bytes=100, pause_s=0.0)
+        await asyncio.wait_for(gateway({**SCOPE, **scope}, receive, send), WAIT_S)
         return sent
 
     return asyncio.run(go())
@@ -137,3 +155,52 @@ def test_an_application_behind_the_gateway_answers_as_without_it() -> None:
     sent = call(lambda request: run_app(application, request), b"[1]")
 
     assert sent == [head(b"application/json"), piece(b"[1]/v1/x", more=False)]
+
+
+def exposition(refusals: int) -> str:
+    metrics = Metrics("model")
+    for _ in range(refusals):
+        metrics.refuse(429)
+    metrics.ttft.observe(0.3)
+    numbers = {field.name: 1 for field in dataclasses.fields(EngineStats)}
+    return metrics.render(EngineStats(**numbers)).decode()
+
+
+def test_metrics_are_those_of_all_replicas_by_name() -> None:
+    texts = {"a": exposition(2), "b": exposition(5)}
+
+    async def metrics() -> dict[str, str]:
+        return texts
+
+    forward, calls = dying(0, after=())
+    sent = call(forward, metrics=metrics, method="GET", path="/metrics")
+
+    body = sent[1]["body"].decode()
+    headers = dict(sent[0]["headers"])
+    assert calls == []
+    assert headers[b"content-type"].startswith(b"text/plain")
+    assert int(headers[b"content-length"]) == len(sent[1]["body"])
+    name = "lightthinker:requests_refused_total"
+    assert body.count(f"# TYPE {name} counter") == 1
+    for replica, count in (("a", 2), ("b", 5)):
+        labels = f'model_name="model",replica="{replica}",status="429"'
+        assert f"{name}{{{labels}}} {count}.0" in body
+    for text in texts.values():
+        for line in text.splitlines():
+            assert line.startswith("#") or line.partition("{")[0] in body
+
+
+def test_one_replicas_metrics_are_its_own_but_for_the_label() -> None:
+    text = exposition(3)
+    merged = merge_expositions({"a": text}).decode()
+
+    assert merged.replace(',replica="a"', "").splitlines() == text.splitlines()
+
+
+def test_without_metrics_the_answer_is_503_and_says_why() -> None:
+    forward, _ = dying(0, after=())
+
+    sent = call(forward, method="GET", path="/metrics")
+
+    assert sent[0]["status"] == 503
+    assert "2 were asked in vain" in json.loads(sent[1]["body"])["error"]["message"]

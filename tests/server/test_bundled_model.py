@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from openai import OpenAI
 
-from lightthinker import SamplingParams
-from lightthinker.demo.loading import open_llm
+from lightthinker import LLM, SamplingParams
 from lightthinker.evals.benchmarks import load_benchmark
 from lightthinker.testing.serving import running_server
 
 
 def test_the_bundled_model_answers_as_it_does_in_python():
-    llm = open_llm("demo", num_kv_tokens=4096)
+    llm = LLM("demo", num_kv_tokens=4096)
     problem = load_benchmark("tasks", num_problems=4, seed=0, difficulty="demo")[0]
     messages = [dict(m) for m in problem.messages]
     expected = llm.chat(messages, SamplingParams(max_tokens=400))[0].outputs[0]

@@ -13,7 +13,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from lightthinker import LLM, SamplingParams
-from lightthinker.demo import bundled_model_path
+from lightthinker.bundled import bundled_model_path
 from lightthinker.evals.benchmarks import load_benchmark
 from lightthinker.server.settings import ServerSettings
 from lightthinker.testing.serving import running_server

@@ -17,6 +17,12 @@ from lightthinker.testing.serving import chat_body, running_server
 USER = [{"role": "user", "content": "x"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
 
+TEXT = {"type": "text", "text": "What is this?"}
+SEEN = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+HEARD = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
+IMAGE = {"role": "user", "content": [TEXT, SEEN]}
+AUDIO = {"role": "user", "content": [HEARD]}
+
 
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
@@ -41,6 +47,8 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ({"top_logprobs": 2}, "top_logprobs", "only allowed with logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "only allowed"),
         ({"messages": []}, "messages", "at least 1"),
+        ({"messages": [*USER, IMAGE]}, "messages.1.content.1", "takes text parts only"),
+        ({"messages": [AUDIO]}, "messages.0.content.0", "takes text parts only"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "system"),
         ({"messages": [{"role": "user"}]}, "messages.0", "needs 'content'"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "messages", "at most 4095"),

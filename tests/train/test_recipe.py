@@ -90,6 +90,26 @@ def test_overrides_reach_every_level_and_know_scientific_numbers(tmp_path):
         load_recipe(file, ["output_dir.x=1"])
 
 
+def test_overrides_reach_items_of_lists_by_number(tmp_path):
+    sources = [{"path": "a.jsonl"}, {"path": "b.jsonl", "limit": 3}]
+    file = write(tmp_path, {**MINIMAL, "data": {"sources": sources, "retain_thoughts": [0, 1]}})
+    changes = ["data.sources.1.path=c.jsonl", "data.sources.0.limit=7", "data.retain_thoughts.1=4"]
+    data = load_recipe(file, changes).data
+    assert [(s.path, s.limit) for s in data.sources] == [("a.jsonl", 7), ("c.jsonl", 3)]
+    assert data.retain_thoughts == (0, 4)
+    assert load_recipe(file, ["data.sources.0={path: d.jsonl}"]).data.sources[0].path == "d.jsonl"
+    for override, message in (
+        ("data.sources.2.path=x", r"no item 2; the list data.sources has 2 \(0 to 1\)"),
+        ("data.sources.2={path: x}", "no item 2"),
+        ("data.sources.first.path=x", r"data.sources is a list.*data\.sources\.0"),
+        ("data.sources.-1.path=x", "data.sources is a list"),
+        ("data.sources.0.path.x=1", "data.sources.0.path is not a section"),
+        ("data.sources=[1", "not valid YAML"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_recipe(file, [override])
+
+
 def test_wrong_trainer_values_are_config_errors(tmp_path):
     recipe = load_recipe(write(tmp_path, {**MINIMAL, "trainer": {"lr_scheduler_type": "cosin"}}))
     with pytest.raises(ConfigError, match="cosin"):

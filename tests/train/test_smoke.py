@@ -41,6 +41,16 @@ def test_recipes_run_at_their_smoke_size(tmp_path, name, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_smoke_run_misses_a_data_file_that_is_not_there(tmp_path, capsys):
+    recipe, missing = str(RECIPES / "lora" / "qwen3_1.7b.yaml"), tmp_path / "none.jsonl"
+    changes = [f"output_dir={tmp_path / 'run'}", f"data.sources.0.path={missing}"]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", recipe, "--smoke", *(a for c in changes for a in ("--set", c))])
+    assert ended.value.code == 2
+    assert f"There is no file {missing}" in "".join(capsys.readouterr().err.split("\n"))
+    assert not (tmp_path / "run_smoke").exists()
+
+
 def test_a_plan_counts_what_is_trained(capsys):
     file = str(RECIPES / "paper" / "qwen2.5_7b_thought.yaml")
     main(["train", file, "--plan", "--num-gpus", "4"])

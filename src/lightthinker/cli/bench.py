@@ -110,7 +110,7 @@ def serve(
     if tokenizer is not None:
         from transformers import AutoTokenizer
 
-        from lightthinker.demo.loading import model_path
+        from lightthinker.bundled import model_path
 
         loaded = AutoTokenizer.from_pretrained(model_path(tokenizer))
 

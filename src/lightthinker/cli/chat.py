@@ -53,7 +53,8 @@ def chat(
     elif served_model is not None:
         raise ConfigError("--served-model names a model of a server; give the server's address.")
     else:
-        from lightthinker.demo.loading import model_path, open_llm
+        from lightthinker.bundled import model_path
+        from lightthinker.demo.loading import open_llm
 
         llm = open_llm(model, device=device, dtype=dtype)
         source = LocalSource(llm, Path(model_path(model)).name)

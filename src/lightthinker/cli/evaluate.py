@@ -82,8 +82,9 @@ def evaluate(
     from rich.console import Console
     from rich.text import Text
 
+    from lightthinker.bundled import model_path
     from lightthinker.cli.app import command_line
-    from lightthinker.demo.loading import model_path, open_llm
+    from lightthinker.demo.loading import open_llm
     from lightthinker.errors import ConfigError
     from lightthinker.evals import tables
     from lightthinker.evals.evaluate import Evaluation

@@ -36,7 +36,7 @@ def serve(
     """Serve a model to OpenAI clients, with a page to watch it think.
 
     API keys also come from the environment variable LIGHTTHINKER_API_KEY. SIGTERM drains: running
-    requests finish, new ones are refused.
+    requests finish, new ones are refused. Traces go to OTEL_EXPORTER_OTLP_ENDPOINT if it is set.
 
     Args:
         model: Checkpoint folder or hub name; `demo` is the bundled model.
@@ -68,7 +68,8 @@ def serve(
     import asyncio
     from importlib.util import find_spec
 
-    from lightthinker.demo.loading import model_path, open_llm
+    from lightthinker.bundled import model_path
+    from lightthinker.demo.loading import open_llm
     from lightthinker.errors import ConfigError
     from lightthinker.server.address import bind, is_loopback
     from lightthinker.server.settings import ServerSettings, read_api_keys
@@ -96,6 +97,7 @@ def serve(
     from lightthinker.server.app import create_app
     from lightthinker.server.logs import configure_logging
     from lightthinker.server.run import make_server
+    from lightthinker.server.tracing import tracing_from_environment
 
     configure_logging(as_json=log_json)
     llm = open_llm(
@@ -105,7 +107,8 @@ def serve(
         data_parallel_size=data_parallel_size,
     )  # fmt: skip
     engine = AsyncLLM(llm, max_requests=max_num_seqs + max_queued_requests)
-    server = make_server(create_app(engine, settings), engine, settings)
+    tracing = tracing_from_environment(settings.model_name)
+    server = make_server(create_app(engine, settings, tracing), engine, settings)
     shown = f"[{host}]" if ":" in host else host
     print(f"Serving {settings.model_name} on http://{shown}:{sock.getsockname()[1]}", flush=True)
     asyncio.run(server.serve([sock]))

@@ -51,7 +51,8 @@ def train(
 
     Args:
         recipe: YAML file; see recipes/.
-        set_: Override a setting, e.g. `--set trainer.learning_rate=1e-5`; may be repeated.
+        set_: Override a setting, e.g. `--set trainer.learning_rate=1e-5` or `--set
+            data.sources.0.path=traces.jsonl`; may be repeated.
         resume: Go on from the newest checkpoint of an interrupted run.
         overwrite: Write into an output folder that is not empty.
         num_gpus: Use so many GPUs of this host, in one process each.

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from lightthinker.demo.loading import BUNDLED, model_path, open_llm
+from lightthinker.bundled import BUNDLED, model_path
+from lightthinker.demo.loading import open_llm
 from lightthinker.demo.meter import printable
 from lightthinker.demo.view import show, verdict, write
 from lightthinker.engine.sampling_params import SamplingParams

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import is_offline_mode
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.distributed import DistributedConfig
 
+from lightthinker.bundled import model_path
 from lightthinker.compression import CONFIG_KEY, CompressionConfig
 from lightthinker.encode import render_prompt
 from lightthinker.engine.architecture import check_architecture
@@ -32,7 +34,8 @@ class LLM:
     """A checkpoint ready to generate.
 
     Args:
-        model: Folder or hub name. Weights must be safetensors; no remote code is run.
+        model: Folder or hub name; `demo` is the model that comes with the package. Weights must be
+            safetensors; no remote code is run.
         device: Torch device; by default CUDA if there is one.
         dtype: `auto` takes the checkpoint's on a GPU and float32 on a CPU; or `float32`,
             `bfloat16`, `float16`.
@@ -56,7 +59,7 @@ class LLM:
             safetensors weights, or settings that its tokenizer does not fit.
 
     Example:
-        >>> llm = LLM("path/to/checkpoint")
+        >>> llm = LLM("demo")
         >>> out = llm.chat([{"role": "user", "content": "What is 12*34?"}])[0]
         >>> out.outputs[0].text, out.outputs[0].stats.peak_tokens
     """
@@ -79,6 +82,7 @@ class LLM:
         tensor_parallel_size: int = 1,
         data_parallel_size: int = 1,
     ):
+        model = model_path(model)
         self.device = _device(device)
         config = EngineConfig(
             max_num_seqs=max_num_seqs,
@@ -316,7 +320,8 @@ def _check_weights(model: str | Path) -> None:
 
 def _load_config(model: str | Path) -> Any:
     name = str(model)
-    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    is_there = Path(name).exists()
+    if not is_there and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise CheckpointError(f"There is no folder {name}.")
     try:
         return AutoConfig.from_pretrained(model)
@@ -330,7 +335,13 @@ def _load_tokenizer(model: str | Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot load {model}: {error}") from error
+        if is_there:
+            raise CheckpointError(f"Cannot load {model}: {error}") from error
+        looked = "'s cache on this machine (HF_HUB_OFFLINE is set)" if is_offline_mode() else ""
+        raise CheckpointError(
+            f"There is no folder {name} in {Path.cwd()}, and no model {name} could be loaded from "
+            f"the Hugging Face hub{looked}: {error}"
+        ) from error
 
 
 def _load_generation_config(model: str | Path) -> Any:

@@ -1,4 +1,9 @@
-"""What runs in one process of a `ParallelEngine`: an engine, and the commands that drive it."""
+"""What runs in one process of a `ParallelEngine`: an engine, and the commands that drive it.
+
+Invariant: commands are taken off the pipe at all times, by a thread of their own. So the process
+that asks can always write, whatever outputs wait for it to read, and the two never wait for each
+other with both directions full.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -112,12 +119,39 @@ def _load(rank: int, num_ranks: int, port: int, device: str, options: dict[str, 
     return engine
 
 
+class _Inbox:
+    """What was asked, read from the pipe as it comes."""
+
+    def __init__(self, pipe: Connection):
+        self._pipe = pipe
+        self._commands: SimpleQueue[tuple[Any, ...] | Exception] = SimpleQueue()
+        Thread(target=self._read, name="lightthinker-commands", daemon=True).start()
+
+    def __bool__(self) -> bool:
+        return not self._commands.empty()
+
+    def get(self) -> tuple[Any, ...]:
+        """Return the next command, waiting for it; raises what ended the reading."""
+        command = self._commands.get()
+        if isinstance(command, Exception):
+            raise command
+        return command
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._commands.put(self._pipe.recv())
+        except Exception as error:  # the other end is gone, or what came cannot be unpickled
+            self._commands.put(error)
+
+
 class _Worker:
     """Applies commands and steps; ranks other than 0 follow rank 0."""
 
     def __init__(self, engine: LLMEngine, pipe: Connection | None, num_ranks: int):
         self.engine = engine
         self.pipe = pipe
+        self.inbox = _Inbox(pipe) if pipe else None
         self.num_ranks = num_ranks
         self.deadlines: dict[str, float] = {}
 
@@ -137,13 +171,13 @@ class _Worker:
 
     def _commands(self) -> list[tuple[Any, ...]] | None:
         """Return what was asked since the last step; waits while there is nothing to run."""
-        assert self.pipe is not None
+        assert self.inbox is not None
         now = monotonic()
         overdue = [name for name, deadline in self.deadlines.items() if now >= deadline]
         commands: list[tuple[Any, ...]] = [("expire", name) for name in overdue]
         try:
-            while self.pipe.poll() or not (commands or self.engine.has_unfinished_requests()):
-                commands.append(self.pipe.recv())
+            while self.inbox or not (commands or self.engine.has_unfinished_requests()):
+                commands.append(self.inbox.get())
         except (EOFError, ConnectionError):
             return None
         return commands

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from lightthinker.checks import check_types
 from lightthinker.engine.policy import CacheView
-from lightthinker.errors import RequestError
+from lightthinker.errors import ConfigError, RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +39,24 @@ class Budgeted(ABC):
     keep_prompt: bool = False
 
     def __post_init__(self) -> None:
+        try:
+            check_types(type(self), vars(self), f"{self.name}: ")
+        except ConfigError as error:
+            raise RequestError(str(error)) from error
         if (self.budget is None) == (self.ratio is None):
             what = "neither is given" if self.budget is None else "both are"
             raise RequestError(f"{self.name}: give budget (tokens) or ratio; {what}.")
         self.require(self.buffer >= 1, "buffer", "at least 1")
         if self.ratio is not None:
             self.require(0 < self.ratio <= 1, "ratio", "above 0 and at most 1")
+        self.check_settings()
         if self.budget is not None:
             least = self.smallest_cache
-            self.require(
-                self.budget >= least, "budget", f"at least {least} with its other settings"
-            )
+            parts = f"{self.num_protected} protected, buffer {self.buffer}, and the next token"
+            self.require(self.budget >= least, "budget", f"at least {least} ({parts})")
+
+    def check_settings(self) -> None:  # noqa: B027
+        """Raise RequestError for a field of the policy's own that is out of range."""
 
     @property
     @abstractmethod

@@ -33,9 +33,9 @@ class H2O(Budgeted):
     name = "h2o"
     observation = Observation(last_rows=None, grouping="sum", layers_alike=True)
 
-    def __post_init__(self) -> None:
+    def check_settings(self) -> None:
+        """Raise RequestError for a setting out of range."""
         self.require(0 <= self.recent_fraction <= 1, "recent_fraction", "between 0 and 1")
-        super().__post_init__()
 
     @property
     def num_protected(self) -> int:

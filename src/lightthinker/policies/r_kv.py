@@ -44,13 +44,13 @@ class RKV(Budgeted):
 
     name = "r_kv"
 
-    def __post_init__(self) -> None:
+    def check_settings(self) -> None:
+        """Raise RequestError for a setting out of range."""
         self.require(self.window >= 1, "window", "at least 1")
         self.require(0 <= self.mix_lambda <= 1, "mix_lambda", "between 0 and 1")
         self.require(self.kernel >= 1 and self.kernel % 2 == 1, "kernel", "odd and at least 1")
         self.require(-1 <= self.threshold <= 1, "threshold", "between -1 and 1")
         self.require(self.buffer >= self.window, "buffer", f"at least the window, {self.window}")
-        super().__post_init__()
 
     @property
     def observation(self) -> Observation:

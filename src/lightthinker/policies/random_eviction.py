@@ -34,9 +34,9 @@ class RandomEviction(Budgeted):
     name = "random"
     observation = None
 
-    def __post_init__(self) -> None:
+    def check_settings(self) -> None:
+        """Raise RequestError for a setting out of range."""
         self.require(self.recent >= 0, "recent", "at least 0")
-        super().__post_init__()
 
     @property
     def num_protected(self) -> int:

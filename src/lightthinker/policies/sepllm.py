@@ -40,10 +40,10 @@ class SepLLM(Budgeted):
     name = "sepllm"
     observation = None
 
-    def __post_init__(self) -> None:
+    def check_settings(self) -> None:
+        """Raise RequestError for a setting out of range."""
         self.require(self.initial >= 0, "initial", "at least 0")
         self.require(0 < self.neighbour_fraction <= 1, "neighbour_fraction", "above 0, at most 1")
-        super().__post_init__()
 
     @property
     def num_protected(self) -> int:

@@ -37,11 +37,11 @@ class SnapKV(Budgeted):
 
     name = "snapkv"
 
-    def __post_init__(self) -> None:
+    def check_settings(self) -> None:
+        """Raise RequestError for a setting out of range."""
         self.require(self.window >= 1, "window", "at least 1")
         self.require(self.kernel >= 1 and self.kernel % 2 == 1, "kernel", "odd and at least 1")
         self.require(self.buffer >= self.window, "buffer", f"at least the window, {self.window}")
-        super().__post_init__()
 
     @property
     def observation(self) -> Observation:

@@ -29,9 +29,9 @@ class StreamingLLM(Budgeted):
     name = "streaming_llm"
     observation = None
 
-    def __post_init__(self) -> None:
+    def check_settings(self) -> None:
+        """Raise RequestError for a setting out of range."""
         self.require(self.sinks >= 0, "sinks", "at least 0")
-        super().__post_init__()
 
     @property
     def num_protected(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -22,6 +22,7 @@ MAX_ATTEMPTS = 4
 RETRY_AFTER_S = 2
 EVENT_STREAM = b"text/event-stream"
 Forward = Callable[[HttpRequest], AsyncIterator[Message]]
+ReadMetrics = Callable[[], Awaitable[Mapping[str, str]]]
 
 
 class ReplicaLostError(Exception):
@@ -34,12 +35,17 @@ class Gateway:
     Args:
         forward: Runs a request on some replica and yields ASGI messages; raises
             `ReplicaLostError` when that replica is gone.
+        metrics: Returns every replica's name and exposition; raises `ReplicaLostError` when none
+            answers.
         max_body_bytes: Largest request body.
         pause_s: Wait before another attempt, so that the dead replica is no longer chosen.
     """
 
-    def __init__(self, forward: Forward, *, max_body_bytes: int, pause_s: float = 0.2):
+    def __init__(
+        self, forward: Forward, metrics: ReadMetrics, *, max_body_bytes: int, pause_s: float = 0.2
+    ):
         self.forward = forward
+        self.metrics = metrics
         self.max_body_bytes = max_body_bytes
         self.pause_s = pause_s
 
@@ -67,6 +73,9 @@ class Gateway:
             raise error
 
     async def _answer(self, request: HttpRequest, send: Send) -> None:
+        if (request.scope["method"], request.scope["path"]) == ("GET", "/metrics"):
+            await self._answer_metrics(send)
+            return
         for attempt in range(1, MAX_ATTEMPTS + 1):
             answer = _Answer(send)
             try:
@@ -81,6 +90,20 @@ class Gateway:
                     return
             await asyncio.sleep(self.pause_s * attempt)
         await _refuse(send, 503, "No replica could answer; try again.", retry=True)
+
+    async def _answer_metrics(self, send: Send) -> None:
+        from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+        from lightthinker.scale.metrics import merge_expositions
+
+        try:
+            texts = await self.metrics()
+        except ReplicaLostError as error:
+            await _refuse(
+                send, 503, f"The replicas did not tell their metrics: {error}", retry=True
+            )
+            return
+        await _send(send, 200, CONTENT_TYPE_LATEST, merge_expositions(texts))
 
 
 class _Answer:
@@ -120,9 +143,14 @@ def _error(message: str, code: str) -> dict[str, Any]:
 
 async def _refuse(send: Send, status: int, message: str, *, retry: bool = False) -> None:
     body = json.dumps(_error(message, "replica_lost" if retry else "request_too_large")).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if retry:
-        headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+    headers = [(b"retry-after", b"%d" % RETRY_AFTER_S)] if retry else []
+    await _send(send, status, "application/json", body, headers)
+
+
+async def _send(
+    send: Send, status: int, kind: str, body: bytes, more: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(body)), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 

@@ -20,6 +20,7 @@ from lightthinker.scale.asgi import HttpRequest, Message, run_app
 from lightthinker.scale.gateway import Gateway, ReplicaLostError
 from lightthinker.scale.ray_settings import RayServeSettings
 
+METRICS_TIMEOUT_S = 5.0
 LOST = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
 
 
@@ -27,10 +28,12 @@ class EngineReplica:
     """One engine with the whole server, without its socket."""
 
     def __init__(self, settings: RayServeSettings):
-        from lightthinker.demo.loading import model_path, open_llm
+        from lightthinker.bundled import model_path
+        from lightthinker.demo.loading import open_llm
         from lightthinker.engine.async_llm import AsyncLLM
         from lightthinker.server.app import create_app
         from lightthinker.server.settings import ServerSettings, read_api_keys
+        from lightthinker.server.tracing import tracing_from_environment
 
         llm = open_llm(
             settings.model, device=settings.device, dtype=settings.dtype,
@@ -42,12 +45,18 @@ class EngineReplica:
         )  # fmt: skip
         queued = limits.max_queued_requests
         self.engine = AsyncLLM(llm, max_requests=settings.max_num_seqs + queued)
-        self.app = create_app(self.engine, limits)
+        tracing = tracing_from_environment(limits.model_name)
+        self.app = create_app(self.engine, limits, tracing)
 
     async def forward(self, request: HttpRequest) -> AsyncIterator[Message]:
         """Answer a request as the server does; cancelling it aborts the generation."""
         async for message in run_app(self.app, request):
             yield message
+
+    async def metrics(self) -> tuple[str, str]:
+        """Return this replica's name and its metrics in Prometheus' text format."""
+        name = str(serve.get_replica_context().replica_id.unique_id)
+        return name, self.app.state.server.metrics.render(self.engine.stats()).decode()
 
     def check_health(self) -> None:
         """Raise if the engine has failed: Ray then replaces this replica."""
@@ -67,7 +76,7 @@ class _Front:
         self.max_body_bytes = max_body_bytes
 
     def __serve_build_asgi_app__(self) -> Gateway:
-        return Gateway(self._forward, max_body_bytes=self.max_body_bytes)
+        return Gateway(self._forward, self._metrics, max_body_bytes=self.max_body_bytes)
 
     async def _forward(self, request: HttpRequest) -> AsyncIterator[Message]:
         response = self.replicas.forward.remote(request)
@@ -78,6 +87,17 @@ class _Front:
             raise ReplicaLostError(str(error)) from error
         finally:
             response.cancel()
+
+    async def _metrics(self) -> dict[str, str]:
+        asked = self.replicas.broadcast("metrics")
+        try:
+            answers = await asked.results_async(timeout_s=METRICS_TIMEOUT_S, return_exceptions=True)
+        except TimeoutError as error:
+            raise ReplicaLostError(f"one took more than {METRICS_TIMEOUT_S:g} s.") from error
+        told = dict(answer for answer in answers if not isinstance(answer, Exception))
+        if not told:
+            raise ReplicaLostError(f"{len(answers)} were asked in vain.")
+        return told
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:

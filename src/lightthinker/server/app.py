@@ -18,7 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from lightthinker import __version__
-from lightthinker.engine.async_llm import AsyncLLM
+from lightthinker.engine.async_llm import AsyncLLM, Progress
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.server.errors import JSON, APIError, install_handlers
 from lightthinker.server.formats import ChatFormat, TextFormat
@@ -36,6 +36,7 @@ from lightthinker.server.protocol import (
 from lightthinker.server.reasoning import ReasoningSplitter
 from lightthinker.server.sampling import Sampling
 from lightthinker.server.settings import ServerSettings
+from lightthinker.server.tracing import Tracing
 
 STATIC = Path(__file__).parent / "static"
 
@@ -49,13 +50,15 @@ class Server:
         prompts: The server's tokenizer.
         metrics: Of this server.
         sampling: Requests to SamplingParams.
+        tracing: OpenTelemetry spans, if they are wanted.
     """
 
-    def __init__(self, engine: AsyncLLM, settings: ServerSettings):
+    def __init__(self, engine: AsyncLLM, settings: ServerSettings, tracing: Tracing | None = None):
         self.engine = engine
         self.settings = settings
         self.metrics = Metrics(settings.model_name, settings.metrics_prefix)
-        engine.on_step = self.metrics.observe
+        self.tracing = tracing
+        engine.on_step = self.observe
         self.prompts = Prompts(engine.llm)
         self.sampling = Sampling.of(engine.llm, settings)
         self.created = int(time.time())
@@ -64,6 +67,12 @@ class Server:
             compression.reasoning_begin if compression else "",
             compression.reasoning_end if compression else "",
         )
+
+    def observe(self, progress: list[Progress]) -> None:
+        """Take a step's progress; called in the engine's thread."""
+        self.metrics.observe(progress)
+        if self.tracing:
+            self.tracing.observe(progress)
 
     def check_model(self, name: str | None) -> None:
         """Raise APIError 404 unless this is the model served; nothing means any."""
@@ -129,7 +138,7 @@ class Server:
         deadline = asyncio.get_running_loop().time() + self.settings.request_timeout_s
         call = Call(
             self.engine, self.prompts, body, self.settings.model_name, choice_format, splitter,
-            deadline,
+            deadline, self.tracing,
         )  # fmt: skip
         return await call.answer(request, ids, params)
 
@@ -150,20 +159,25 @@ class Server:
         }
 
 
-def create_app(engine: AsyncLLM, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    engine: AsyncLLM, settings: ServerSettings | None = None, tracing: Tracing | None = None
+) -> FastAPI:
     """Return the application; it owns the engine and ends it at shutdown.
 
     Args:
         engine: A running engine.
         settings: Limits, keys and switches.
+        tracing: Where spans of requests go; ended at shutdown too.
     """
-    server = Server(engine, settings or ServerSettings())
+    server = Server(engine, settings or ServerSettings(), tracing)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         server.prompts.close()
         await asyncio.to_thread(engine.shutdown)
+        if tracing:
+            await asyncio.to_thread(tracing.shutdown)
 
     app = FastAPI(
         title="LightThinker", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None

@@ -23,6 +23,7 @@ from lightthinker.engine.request_stream import (
     RequestAbortedError,
 )
 from lightthinker.errors import LightThinkerError
+from lightthinker.server.protocol import NOT_TEXT
 
 logger = logging.getLogger(__name__)
 
@@ -144,5 +145,8 @@ def invalid_request(error: RequestValidationError) -> APIError:
         return APIError(400, message, param=param, code="unknown_parameter")
     if first["type"] == "refused":
         return APIError(400, str(first["msg"]), param=first["ctx"]["param"])
+    if first["type"] == NOT_TEXT:
+        param = f"{param}.{first['ctx']['part']}"
+        return APIError(400, f"{param}: {first['msg']}", param=param, code="unsupported_content")
     reason = str(first["msg"]).removeprefix("Value error, ")
     return APIError(400, f"{param}: {reason}" if param else reason, param=param)

@@ -26,6 +26,7 @@ from lightthinker.server.prompts import Prompts
 from lightthinker.server.protocol import GenerationBody
 from lightthinker.server.reasoning import ReasoningSplitter
 from lightthinker.server.streaming import EventStream, timed_out, until_disconnect
+from lightthinker.server.tracing import Tracing
 from lightthinker.server.usage import usage_of
 
 
@@ -61,6 +62,7 @@ class Call:
         choice_format: How choices are written.
         splitter: Takes texts apart.
         deadline: Event-loop time by which it must be over.
+        tracing: Makes its spans.
     """
 
     engine: AsyncLLM
@@ -70,6 +72,7 @@ class Call:
     choice_format: ChoiceFormat
     splitter: ReasoningSplitter
     deadline: float
+    tracing: Tracing | None
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
     streams: list[RequestStream] = field(default_factory=list)
@@ -85,7 +88,7 @@ class Call:
             RequestError: The engine refuses a prompt.
         """
         try:
-            await self._submit(prompt_ids, params)
+            await self._submit(request, prompt_ids, params)
             if self.body.stream:
                 return EventStream(
                     self._chunks(), deadline=self.deadline, finish=self.abort,
@@ -99,18 +102,27 @@ class Call:
     def abort(self) -> None:
         """End whatever still runs for this call."""
         for stream in self.streams:
+            if self.tracing and not stream.finished:
+                self.tracing.abandon(stream.request_id)
             stream.abort()
 
     async def _submit(
-        self, prompt_ids: Sequence[list[int]], params: Sequence[SamplingParams]
+        self, request: Request, prompt_ids: Sequence[list[int]], params: Sequence[SamplingParams]
     ) -> None:
         wake = asyncio.Event()
         for i, (ids, param) in enumerate(zip(prompt_ids, params, strict=True)):
-            self.streams.append(
-                await self.engine.add_request(
-                    ids, param, f"{self.request_id}-{i}", stream=self.body.stream, wake=wake
+            name = f"{self.request_id}-{i}"
+            if self.tracing:
+                self.tracing.begin(name, request.headers)
+            try:
+                stream = await self.engine.add_request(
+                    ids, param, name, stream=self.body.stream, wake=wake
                 )
-            )
+            except BaseException:
+                if self.tracing:
+                    self.tracing.abandon(name)
+                raise
+            self.streams.append(stream)
 
     async def _whole(self) -> Response:
         final: dict[int, RequestOutput] = {}

@@ -16,6 +16,9 @@ from pydantic_core import PydanticCustomError
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
+NOT_TEXT = "not_text"
+"""Type of the error of a message part that is no text; its context has the part's number."""
+
 
 def _refusal(param: str, reason: str) -> PydanticCustomError:
     """Return the error of a field that is refused for what other fields or the server say."""
@@ -141,6 +144,16 @@ class Message(Body):
     refusal: None = None
     audio: None = None
     annotations: Any = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_only(cls, value: Any) -> Any:
+        for number, part in enumerate(value if isinstance(value, list) else ()):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                text: LiteralString = "this server takes text parts only."
+                raise PydanticCustomError(NOT_TEXT, text, {"part": number})
+        return value
 
     @field_validator("tool_calls", "annotations")
     @classmethod

@@ -16,6 +16,7 @@ from lightthinker.server.address import bind
 from lightthinker.server.app import create_app
 from lightthinker.server.run import DrainingServer, make_server
 from lightthinker.server.settings import ServerSettings
+from lightthinker.server.tracing import Tracing
 
 START_TIMEOUT_S = 60.0
 
@@ -72,7 +73,11 @@ def _wait(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 @contextmanager
 def running_server(
-    llm: LLM, settings: ServerSettings | None = None, *, max_requests: int | None = None
+    llm: LLM,
+    settings: ServerSettings | None = None,
+    *,
+    max_requests: int | None = None,
+    tracing: Tracing | None = None,
 ) -> Iterator[RunningServer]:
     """Serve a model over real HTTP on 127.0.0.1 while the block runs.
 
@@ -80,11 +85,12 @@ def running_server(
         llm: The model; not used by anything else meanwhile.
         settings: Of the server.
         max_requests: Of the engine.
+        tracing: Of the server.
     """
     settings = settings or ServerSettings()
     engine = AsyncLLM(llm, max_requests=max_requests)
     sock = bind("127.0.0.1", 0)
-    server = make_server(create_app(engine, settings), engine, settings)
+    server = make_server(create_app(engine, settings, tracing), engine, settings)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])), daemon=True)
     thread.start()
     deadline = time.monotonic() + START_TIMEOUT_S

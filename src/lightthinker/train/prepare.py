@@ -242,7 +242,7 @@ def _what_became(summary: Summary) -> str:
 def _examples(
     recipe: Recipe, encoder: Encoder, summary: Summary, *, strict: bool
 ) -> Iterator[Example]:
-    readers = [_reader(source, strict=strict) for source in recipe.data.sources]
+    readers = [open_source(source, strict=strict) for source in recipe.data.sources]
     if strict:
         recipe = dataclasses.replace(
             recipe, data=dataclasses.replace(recipe.data, too_long="error")
@@ -263,7 +263,13 @@ def _examples(
     summary.sources = [reader.report.to_dict() for reader in readers]
 
 
-def _reader(source: TraceSource, *, strict: bool) -> TraceReader:
+def open_source(source: TraceSource, *, strict: bool = False) -> TraceReader:
+    """Open a recipe's source; nothing is read yet.
+
+    Raises:
+        DataError: There is no such file, or it is of an unknown kind.
+        ConfigError: A setting of the source is not allowed.
+    """
     hub = None
     if not Path(source.path).is_file():
         hub = HubOptions(

@@ -14,7 +14,6 @@ Unknown keys are errors with a suggestion; the resolved recipe is written beside
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from lightthinker.compression import CompressionConfig
 from lightthinker.errors import ConfigError, suggestion
 from lightthinker.segment import SegmentConfig
 from lightthinker.tasks import DIFFICULTIES, FAMILIES
+from lightthinker.train.overrides import apply_override, read_yaml
 from lightthinker.train.sections import (
     DTYPES,
     DistributedConfig,
@@ -251,34 +251,19 @@ class Recipe:
         return plain
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-5` as text; people mean a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
         path: YAML file.
-        overrides: `a.b=value` settings, values in YAML.
+        overrides: `a.b=value` settings, values in YAML; see `apply_override`.
 
     Raises:
         ConfigError: It cannot be read, has unknown keys, or values that are not allowed.
     """
     file = Path(path)
     try:
-        settings = _yaml(file.read_text(encoding="utf-8"))
+        settings = read_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read recipe {path}: {error.strerror}.") from error
     except yaml.YAMLError as error:
@@ -286,16 +271,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} must hold a mapping with model, compression, data and trainer.")
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {override!r} must look like trainer.learning_rate=1e-5.")
-        target = settings
-        *parents, last = key.split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"--set {override!r}: {parent} is not a section.")
-        target[last] = _yaml(value)
+        apply_override(settings, override)
     try:
         return recipe_from_dict(settings)
     except ConfigError as error:

@@ -1,7 +1,8 @@
 """`--smoke`: a recipe at a size that any CPU finishes in seconds.
 
 A tiny random model of the same architecture, a few traces in the same format, three steps; all
-other settings stay, so that what a recipe asks for is tried out before a GPU is rented.
+other settings stay, so that what a recipe asks for is tried out before a GPU is rented. The data
+itself is not read, but a file that the recipe names must be there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from lightthinker.tasks import Problem, generate
 from lightthinker.train.checkpoint import TASK_TOKENIZER, plan_config
+from lightthinker.train.prepare import open_source
 from lightthinker.train.recipe import ModelSource, Recipe, TraceSource
 
 NUM_TRACES = 12
@@ -35,7 +37,13 @@ _TINY_EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok"
 
 
 def smoke_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe at its smallest; writes tokenizer and traces beside its output folder."""
+    """Return the recipe at its smallest; writes tokenizer and traces beside its output folder.
+
+    Raises:
+        DataError: A file that the recipe names as a source is not there.
+    """
+    for source in recipe.data.sources:
+        open_source(source)
     root = Path(recipe.output_dir + "_smoke")
     assets = root / "assets"
     assets.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 
 import { h, setText } from "./dom.js";
 import { bytes, change, count, plural, seconds } from "./format.js";
+import { MarkdownView } from "./markdown.js";
 
 const MAX_GIST_MARKS = 12;
 let lastId = 0;
@@ -88,8 +89,9 @@ export class RunView {
     this.settled = 0;
     this.list = h("ol", { class: "thoughts" });
     this.answer = h("div", { class: "answer", hidden: true });
-    this.text = h("p", { class: "text" });
-    this.answer.append(this.text);
+    const words = h("div", { class: "text" });
+    this.words = new MarkdownView(words);
+    this.answer.append(words);
     this.foot = h("footer", { class: "costs" });
     this.waiting = h("p", { class: "waiting" }, h("span", { "aria-hidden": "true" }, h("i"), h("i"), h("i")), h("span", { class: "unseen" }, "Waiting"));
     this.live = titled ? h("span", { class: "live" }) : null;
@@ -112,7 +114,7 @@ export class RunView {
     while (this.thoughts.length > run.thoughts.length) this.thoughts.pop().element.remove();
     this.waiting.hidden = run.state !== "waiting";
     this.answer.hidden = !run.answer.trim();
-    setText(this.text, run.answer.trim());
+    this.words.update(run.answer.trim());
     if (this.live) setText(this.live, plural(run.now.live, "KV token"));
     if (!run.running && !this.closed) this.#close();
   }

@@ -7,6 +7,7 @@ import { h, svg } from "./dom.js";
 import { change, count, plural, seconds } from "./format.js";
 import { Chart } from "./chart.js";
 import { curves } from "./curves.js";
+import { MarkdownView } from "./markdown.js";
 import { gistMarks, spoken } from "./runview.js";
 
 export const FORMAT = "lightthinker-transcript/1";
@@ -78,8 +79,14 @@ function runPage(run) {
           h("span", { class: "number" }, thought.index + 1), h("span", { class: "words" }, thought.text.trim().slice(0, 160)),
           thought.state === "folded" && h("span", { class: "fate" }, `${count(thought.numTokens)} tokens → `, gistMarks(thought.numGists), ` ${plural(thought.numGists, "gist")}`)),
         h("p", { class: "text" }, thought.text.trim())))),
-    run.answer.trim() && h("div", { class: "answer" }, h("p", { class: "text" }, run.answer.trim())),
+    run.answer.trim() && answerPage(run.answer.trim()),
     h("p", { class: "costs" }, { stopped: "Stopped. ", failed: `${run.error} ` }[run.state] ?? "", run.curve.length ? cost : ""));
+}
+
+function answerPage(text) {
+  const words = h("div", { class: "text" });
+  new MarkdownView(words).update(text);
+  return h("div", { class: "answer" }, words);
 }
 
 function drawing(runs, bytesPerToken) {
