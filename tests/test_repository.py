@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -22,13 +23,93 @@ def test_readme_tables_say_what_the_results_files_say():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda f: f.stem)
+SCRIPTS = [f for f in sorted((ROOT / "scripts").glob("*.py")) if "__main__" in f.read_text()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda f: f.stem)
 def test_scripts_say_what_they_do_and_do_nothing_else_when_asked(script):
     command = [sys.executable, script, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: {script.name}")
     assert str(ast.get_docstring(ast.parse(script.read_text()))).splitlines()[0] in done.stdout
+
+
+@pytest.fixture
+def update_readme(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("update_readme")
+
+
+def offline_row(method, requests, tokens_per_s):
+    return {
+        "model": "7B", "method": method, "requests": requests, "generated_tokens": 64,
+        "useful_tokens_per_s": tokens_per_s,
+    }  # fmt: skip
+
+
+def test_a_table_in_any_document_is_written_checked_and_its_ratios_computed(
+    update_readme, tmp_path, capsys
+):
+    rows = [
+        offline_row("full_cot", 256, 40.0),
+        offline_row("lightthinker", 256, 110.0),
+        offline_row("full_cot", 999, 44.0),
+        offline_row("hf_generate", 999, 11.0),
+    ]
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/bench_offline.json").write_text(json.dumps({"rows": rows}))
+    name = "bench_offline/ratios"
+    document = tmp_path / "docs/speed.md"
+    document.write_text(f"Fast.\n<!-- results: {name} -->\n<!-- end of results: {name} -->\nEnd.")
+    with pytest.raises(SystemExit, match=r"docs/speed\.md: not what results/ says"):
+        update_readme.main(["--check"], tmp_path)
+    update_readme.main([], tmp_path)
+    update_readme.main(["--check"], tmp_path)
+    text = document.read_text()
+    assert text.startswith("Fast.\n<!--")
+    assert text.endswith("-->\nEnd.")
+    ratios = [line.split("|")[4:6] for line in text.splitlines() if line.startswith("| 64")]
+    assert ratios == [[" 4.00 ", " "], [" 2.75 ", " 2.5 "], [" 2.50 ", " "]]
+    assert "rewrote docs/speed.md" in capsys.readouterr().out
+    document.write_text(text.replace("2.75", "2.95"))
+    with pytest.raises(SystemExit, match="docs/speed"):
+        update_readme.main(["--check"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- results: missing -->\n<!-- end of results: missing -->", "missing.json does not"),
+        ("<!-- results: bench_decode -->\n", "no end"),
+        ("<!-- results: bench_decode/x -->\n<!-- end of results: bench_decode/x -->", "no view"),
+    ],
+)
+def test_marks_that_cannot_be_filled_are_refused(update_readme, text, message):
+    with pytest.raises(ValueError, match=message):
+        update_readme.filled(text, ROOT / "results")
+
+
+def test_the_committed_profile_covers_every_decode_step(update_readme):
+    tables = importlib.import_module("result_tables")
+    profile = tables.read_profile((ROOT / "results/bench_decode_profile.txt").read_text())
+    decode = json.loads((ROOT / "results/bench_decode.json").read_text())
+    assert profile.keys() == {(row["model"], row["batch"]) for row in decode["rows"]}
+    for total, kernels in profile.values():
+        assert 0.9 * total < sum(ms for _, ms in kernels) < total
+
+
+def test_the_bundled_model_is_as_right_on_a_gpu_as_on_a_cpu():
+    gpu, cpu = (
+        json.loads((ROOT / "results" / f"{name}.json").read_text())
+        for name in ("bundled_model", "bundled_model_cpu")
+    )
+    assert gpu["model"]["weights_sha256"] == cpu["model"]["weights_sha256"]
+    for family, values in cpu["by_family"].items():
+        assert gpu["by_family"][family]["paired"] == values["paired"]
+        for method, summary in values["methods"].items():
+            assert gpu["by_family"][family]["methods"][method]["accuracy"] == summary["accuracy"]
 
 
 SERVE_ROBUSTNESS = ROOT / "results" / "serve_robustness.json"
@@ -96,7 +177,7 @@ def test_serve_robustness_says_what_was_run_and_that_nothing_broke():
 def test_no_module_runs_remote_code_or_reads_pickles():
     for file in (ROOT / "src").rglob("*.py"):
         text = file.read_text()
-        assert "trust_remote_code" not in text, file
+        assert text.count("trust_remote_code") == text.count("trust_remote_code=False"), file
         assert "torch.load(" not in text, file
 
 

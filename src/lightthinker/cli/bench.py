@@ -112,7 +112,7 @@ def serve(
 
         from lightthinker.bundled import model_path
 
-        loaded = AutoTokenizer.from_pretrained(model_path(tokenizer))
+        loaded = AutoTokenizer.from_pretrained(model_path(tokenizer), trust_remote_code=False)
 
         def count(text: str) -> int:
             return len(loaded(text, add_special_tokens=False)["input_ids"])

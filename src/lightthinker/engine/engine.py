@@ -23,7 +23,7 @@ from lightthinker.attention.selection import make_backend, resolve_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
 from lightthinker.engine.eviction import check_policy
-from lightthinker.engine.intake import Intake, Request
+from lightthinker.engine.intake import Intake, Request, eos_ids
 from lightthinker.engine.launch import launch
 from lightthinker.engine.memory import num_kv_tokens_that_fit
 from lightthinker.engine.outputs import RequestOutput
@@ -122,7 +122,7 @@ class LLMEngine:
             self.vocab_size,
             self.pool.num_slots,
         )
-        self._writer = TokenWriter(self.scheduler, _eos_ids(model, tokenizer), self.max_model_len)
+        self._writer = TokenWriter(self.scheduler, eos_ids(model, tokenizer), self.max_model_len)
         asked = self.config.async_scheduling
         self._is_async = on_gpu if asked is None else asked
         self._in_flight: InFlight | None = None
@@ -326,13 +326,14 @@ class LLMEngine:
 
     def _let_all_off(self) -> list[Sequence]:
         """Empty the fast lane and return who was in it."""
-        return self._boarding.disband() if self._boarding is not None else []
+        return self._boarding.disband() if self._boarding else []
 
     def _must_know_tokens(self) -> bool:
         """Whether the next step depends on the ids of tokens that are still being sampled."""
-        if self.on_compress is not None:
-            return True
-        return self._num_impatient > 0 and any(s.needs_known_tokens for s in self.scheduler.running)
+        impatient = self._num_impatient and any(
+            s.needs_known_tokens for s in self.scheduler.running
+        )
+        return bool(impatient) or self.on_compress is not None
 
     def _extend(self, previous: InFlight) -> None:
         """Write the tokens that are being sampled, ids unknown, so that they can be forwarded."""
@@ -416,9 +417,3 @@ class LLMEngine:
                     detokenizer.flush()
                     self.scheduler.finish(sequence, "abort")
                     sequence.stop_reason = "timeout"
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)

@@ -183,3 +183,10 @@ class Intake:
             return marker in self.tokenizer.decode(sampled_ids[-window:])
 
         return reasoning_over
+
+
+def eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end a sequence: the generation config's and the tokenizer's."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in (*ids, tokenizer.eos_token_id) if i is not None)

@@ -297,7 +297,12 @@ def load_checkpoint(
     plan = {"distributed_config": DistributedConfig(tp_plan="auto")} if tensor_parallel else {}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            model, config=config, dtype=dtype, use_safetensors=True, **plan
+            model,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **plan,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"Cannot load {model}: {error}") from error
@@ -324,24 +329,24 @@ def _load_config(model: str | Path) -> Any:
     if not is_there and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise CheckpointError(f"There is no folder {name}.")
     try:
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        _check_weights(model)  # A folder without anything is best told what it needs.
         hint = " No remote code is run." if "custom code" in str(error) else ""
-        raise CheckpointError(f"Cannot load {model}: {error}{hint}") from error
+        if is_there:
+            _check_weights(model)  # A folder without anything is best told what it needs.
+            raise CheckpointError(f"Cannot load {model}: {error}{hint}") from error
+        looked = "'s cache on this machine (HF_HUB_OFFLINE is set)" if is_offline_mode() else ""
+        raise CheckpointError(
+            f"There is no folder {name} in {Path.cwd()}, and no model {name} could be loaded from "
+            f"the Hugging Face hub{looked}: {error}{hint}"
+        ) from error
 
 
 def _load_tokenizer(model: str | Path) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        if is_there:
-            raise CheckpointError(f"Cannot load {model}: {error}") from error
-        looked = "'s cache on this machine (HF_HUB_OFFLINE is set)" if is_offline_mode() else ""
-        raise CheckpointError(
-            f"There is no folder {name} in {Path.cwd()}, and no model {name} could be loaded from "
-            f"the Hugging Face hub{looked}: {error}"
-        ) from error
+        raise CheckpointError(f"Cannot load the tokenizer of {model}: {error}") from error
 
 
 def _load_generation_config(model: str | Path) -> Any:

@@ -90,7 +90,7 @@ def load_tokenizer(source: ModelSource) -> Any:
             {"gguf_file": source.gguf_file} if source.gguf_file and source.tokenizer is None else {}
         )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **extra)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **extra)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"Cannot load the tokenizer of {name}: {error}") from error
         if extra:
@@ -112,7 +112,7 @@ def plan_config(source: ModelSource, vocab_size: int | None = None) -> Any:
         known = {} if vocab_size is None else {"vocab_size": vocab_size}
         return _make_config(known | settings)
     try:
-        return AutoConfig.from_pretrained(source.path)
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"Cannot read the config of {source.path} ({error}); give model.architecture."
@@ -203,7 +203,9 @@ def _from_checkpoint(source: ModelSource, four_bits: Any) -> Any:
 
         extra = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
-        return AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32, **extra)
+        return AutoModelForCausalLM.from_pretrained(
+            source.path, dtype=torch.float32, trust_remote_code=False, **extra
+        )
     except OSError as error:
         raise CheckpointError(
             f"Cannot load {source.path} (safetensors weights only): {error}"

@@ -70,7 +70,7 @@ def convert(
         )
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise ConfigError(f"{target} is not empty; choose another folder or pass --overwrite.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     settings = resolve_tokens(tokenizer, _settings(tokenizer, method, folder))
     model_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     target.mkdir(parents=True, exist_ok=True)
