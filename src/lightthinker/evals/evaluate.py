@@ -335,10 +335,13 @@ def shard_worker(
     check_parent: Callable[[], None],
 ) -> None:
     """Run one shard in a process of its own; see `shards.run_processes`."""
+    import torch
     from transformers.utils import logging
 
     from lightthinker.engine.llm import LLM
 
+    # Processes that each use all cores mostly wait for one another.
+    torch.set_num_threads(max(1, torch.get_num_threads() // shard.count))
     logging.disable_progress_bar()
     evaluation = Evaluation(
         open_llm=lambda: LLM(model, **options), settings=settings, model=model, command="",
