@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 from lightthinker.attention.rows_metadata import RowField
 from lightthinker.attention.triton.sampling_batch import SamplingField
 from lightthinker.compression import CompressionConfig
+from lightthinker.engine import engine as engine_module
+from lightthinker.engine.boarding import meaningful_ids
 from lightthinker.engine.device_sampler import DeviceSampler
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.graphs import GraphRunner
+from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.testing.models import byte_tokenizer, tiny_model
@@ -188,7 +191,7 @@ def run(engine, items, look=None):
     kind=st.sampled_from(sorted(CONFIGS)),
     num_kv_tokens=st.sampled_from([4096, 700]),
     page_size=st.sampled_from([1, 4, 16]),
-    budget=st.sampled_from([4096, 64]),
+    budget=st.sampled_from([4096, 64, 9]),
 )
 def test_same_tokens_text_reasons_and_costs(seed, kind, num_kv_tokens, page_size, budget):
     items = workload(Random(seed), 16)
@@ -270,3 +273,62 @@ def test_statistics_know_what_riders_have_done():
             if engine.has_unfinished_requests():
                 seen[lane].append((engine.stats(), engine.num_sampled_tokens("a")))
     assert seen[True] == seen[False]
+
+
+def test_who_waits_for_samples_that_are_never_seen_is_aborted(monkeypatch):
+    params = SamplingParams(max_tokens=100, ignore_eos=True, compression=False, seed=3)
+    engine = make_engine("thought", lane=True)
+    for i in range(3):
+        engine.add_request(str(i), [30 + i, 40, 50], params, stream=False)
+    while len(engine._boarding.lane) < 3:
+        engine.step()
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PendingTokens, "array", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    assert not engine.has_unfinished_requests()
+    assert engine.pool.allocator.num_used == 0
+    assert not len(engine._boarding.lane)
+    engine.add_request("after", [30, 40, 50], params, stream=False)
+    done = []
+    while engine.has_unfinished_requests():
+        done += engine.step()
+    expected = run(make_engine("thought", lane=False), [([30, 40, 50], params, 0, None)])
+    assert done[0].outputs[0].token_ids == expected["0"][0][0]
+
+
+@pytest.mark.parametrize("settings", [{"logprobs": 1}, {"repetition_penalty": 1.2}])
+def test_nobody_boards_while_somebody_keeps_the_lane_from_running(settings, monkeypatch):
+    params = SamplingParams(max_tokens=60, ignore_eos=True, compression=False)
+    engine = make_engine("thought", lane=True)
+    engine.host_sampler.sample = lambda logits, sequences: [60] * len(sequences)
+    engine.add_request("a", [30, 40, 50], params, stream=False)
+    while not len(engine._boarding.lane):
+        engine.step()
+    blocking = SamplingParams(max_tokens=20, ignore_eos=True, compression=False, **settings)
+    engine.add_request("b", [31, 40, 50], blocking, stream=False)
+    monkeypatch.setattr(engine_module, "token_logprob", lambda *_: None)
+    seen = []
+    while "b" in engine._requests:
+        engine.step()
+        seen.append(len(engine._boarding.lane))
+    assert set(seen[1:-1]) == {0}
+    engine.step()
+    assert len(engine._boarding.lane) == 1
+
+
+def test_the_end_markers_last_character_is_found_however_it_is_spelled():
+    class Tokenizer:
+        def get_vocab(self):
+            return {"x": 0, "]": 1, "a]b": 2, "<0x5D>": 3, "<0x5E>": 4}
+
+    config = CompressionConfig(
+        num_gists=1, reasoning_begin="[T]", reasoning_end="[/T]",
+        trigger_id=5, gist_ids=(6,), continue_id=7,
+    )  # fmt: skip
+    found = meaningful_ids(config, [8], Tokenizer(), 10)
+    assert found.nonzero()[0].tolist() == [1, 2, 3, 5, 6, 7, 8]

@@ -90,6 +90,42 @@ def test_fused_projections_change_nothing(family):
     assert_same(run(unfused, greedy, prompts()), plain)
 
 
+def test_the_fast_lane_changes_nothing():
+    draw = random.Random(5)
+    items = [
+        (
+            [draw.randrange(3, 250) for _ in range(draw.randrange(3, 60))],
+            SamplingParams(
+                max_tokens=draw.randrange(5, 120),
+                ignore_eos=True,
+                temperature=draw.choice([0.0, 1.0]),
+                seed=draw.randrange(99),
+                compression=draw.random() < 0.7,
+                max_thought_tokens=20,
+            ),
+        )
+        for _ in range(24)
+    ]
+    results = []
+    for rides, num_kv_tokens in ((False, 4096), (True, 4096), (True, 512)):
+        engine = make_engine(num_kv_tokens=num_kv_tokens)
+        if not rides:
+            engine._boarding = None
+        for i, (prompt, params) in enumerate(items):
+            engine.add_request(str(i), prompt, params, stream=False)
+        outputs, ridden = {}, 0
+        while engine.has_unfinished_requests():
+            outputs |= {o.request_id: o.outputs[0] for o in engine.step()}
+            engine.scheduler.check_integrity()
+            ridden += len(engine._boarding.lane) if rides else 0
+        assert bool(ridden) == rides
+        results.append(
+            {name: (o.token_ids, o.finish_reason, o.stats) for name, o in outputs.items()}
+        )
+    assert engine.scheduler.num_preemptions > 0
+    assert results[0] == results[1] == results[2]
+
+
 def prefill_logits(engine, *, compiled, num_tokens=24):
     """Logits of all tokens of one sequence that owns the pool's first pages."""
     rows = [Row(0, i + 1, 0, 0) for i in range(num_tokens)]

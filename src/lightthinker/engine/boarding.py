@@ -57,22 +57,32 @@ class Boarding:
         self._newest: InFlight | None = None
         scheduler.on_removal = self.let_off
 
-    def prepare(self) -> None:
-        """Let off whom the next step cannot take: a few whose time is up, or all."""
+    def prepare(self, previous: InFlight | None) -> None:
+        """Let off whom the next step cannot take: a few whose time is up, or all.
+
+        Args:
+            previous: The step whose samples are on their way.
+        """
         lane = self.lane
         if not lane:
             return
+        assert previous is not None, "a rider's sample is on its way"
         for sequence in lane.tired():
             self.let_off(sequence)
-        others = [s for s in self.scheduler.running if not s.rides]
-        num_rows = len(lane) + sum(s.num_pending + 1 for s in others)
-        if (
-            num_rows > self.capacity.max_rows
-            or len(self.scheduler.running) > self.scheduler.max_num_batched_tokens
-            or not all(self._fits_a_graph(s) for s in others)
-            or not lane.reserve()
-        ):
+        if not (self._may_ride_on() and lane.reserve()):
             self.disband()
+
+    def _may_ride_on(self) -> bool:
+        """Whether a graph can run a step of the riders and of all the others that run."""
+        others = [s for s in self.scheduler.running if not s.rides]
+        num_riders = len(self.lane)
+        # Nobody who generates may be left out of a step because of the riders.
+        generating = num_riders + sum(s.num_pending + 1 for s in others if s.sampled_ids)
+        return (
+            num_riders + sum(s.num_pending + 1 for s in others) <= self.capacity.max_rows
+            and generating <= self.scheduler.max_num_batched_tokens
+            and all(self._fits_a_graph(s) for s in others)
+        )
 
     def depart(self) -> Riders | None:
         """Return the riders' rows of the next step, if there are riders."""
@@ -95,6 +105,8 @@ class Boarding:
     def board(self, launched: InFlight) -> None:
         """Take on whom of a step's sequences the lane can carry."""
         self._newest = launched
+        if not self._may_ride_on():
+            return
         for sequence, place in list(launched.place.items()):
             if not sequence.may_ride or not self._is_at_rest(sequence):
                 continue
@@ -110,6 +122,8 @@ class Boarding:
             )
             if boarded:
                 del launched.place[sequence]
+        if not self.lane:
+            self._newest = None
 
     def let_off(self, sequence: Sequence) -> None:
         """Let a sequence off if it rides; its sample is the ordinary path's."""
@@ -153,9 +167,14 @@ def open_lane(
     writer: TokenWriter,
     requests: Mapping[str, Request],
     intake: Intake,
-) -> Boarding:
-    """Return an engine's lane; arguments as of `Boarding`, and what makes its requests."""
+) -> Boarding | None:
+    """Return an engine's lane, unless any token at all may mean something.
+
+    Arguments are those of `Boarding`, and what makes the engine's requests.
+    """
     ids = meaningful_ids(intake.compression, writer.eos_ids, intake.tokenizer, intake.vocab_size)
+    if ids.all():
+        return None
     return Boarding(graphs, scheduler, writer, requests, ids)
 
 
@@ -179,6 +198,8 @@ def meaningful_ids(
         if not end.isascii():  # Byte-level tokenizers spell it in bytes.
             table[:] = 1
         elif end:
-            ids |= {i for token, i in tokenizer.get_vocab().items() if end in token}
+            as_byte = f"<0x{ord(end):02X}>"  # As tokenizers with byte fallback spell it.
+            spelled = tokenizer.get_vocab().items()
+            ids |= {i for token, i in spelled if end in token or token == as_byte}
     table[[i for i in ids if 0 <= i < vocab_size]] = 1
     return table

@@ -11,7 +11,6 @@ thrown away.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from math import inf
@@ -161,21 +160,8 @@ class LLMEngine:
         Args:
             on_phase: Told in words what begins.
         """
-        if self.graphs is None or self.graphs.is_captured or self.runner.device.type != "cuda":
-            return
-        from torch._dynamo.exc import TorchDynamoException
-
-        say = on_phase or (lambda words: None)
-        say("compiling the model")
-        self.runner.compile()
-        try:
-            self.graphs.capture(lambda size: say(f"capturing the graph of {size} rows"))
-        except TorchDynamoException as error:
-            warnings.warn(
-                f"This model cannot be compiled, its steps will be slower: {error}", stacklevel=2
-            )
-            self.runner.compile(False)
-            self.graphs.capture(lambda size: say(f"capturing the graph of {size} rows"))
+        if self.graphs is not None:
+            self.graphs.warm_up(on_phase or (lambda words: None))
 
     def add_request(
         self,
@@ -237,8 +223,9 @@ class LLMEngine:
 
     def num_sampled_tokens(self, request_id: str) -> int:
         """Return how many tokens an unfinished request has sampled, over its samples."""
-        self.write_back()
-        return sum(len(s.known_ids) for s in self._requests[request_id].sequences)
+        sequences = self._requests[request_id].sequences
+        unwritten = self._boarding.lane.num_unwritten(sequences) if self._boarding else 0
+        return unwritten + sum(len(s.known_ids) for s in sequences)
 
     def is_scheduled(self, request_id: str) -> bool:
         """Whether any token of an unfinished request has been forwarded."""
@@ -246,14 +233,15 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         """Return what the engine holds and has done."""
-        self.write_back()
-        return engine_stats(self.scheduler)
+        lane = self._boarding.lane if self._boarding else None
+        return engine_stats(self.scheduler, lane.num_unwritten(lane.riders) if lane else 0)
 
     def close(self) -> None:
         """Abort everything and let go of the KV pool and the graphs; no request is taken again."""
         for request_id in list(self._requests):
             self.abort_request(request_id)
-        self._in_flight, self.graphs, self._is_closed = None, None, True
+        self._in_flight = self.graphs = self._boarding = None
+        self._is_closed = True
         self.pool.free()
 
     def abort_request(self, request_id: str) -> None:
@@ -288,14 +276,14 @@ class LLMEngine:
         boarding = self._boarding
         if previous and self._must_know_tokens():
             self._let_all_off()
-            self._settle(previous)
+            self._finish_step(previous)
             previous = None
         scheduled: list[Scheduled] = []
         launched, riders = None, None
         try:
             self.scheduler.admit()
             if boarding:
-                boarding.prepare()
+                boarding.prepare(previous)
             if previous:
                 self._extend(previous)
             scheduled = self.scheduler.choose()
@@ -315,14 +303,26 @@ class LLMEngine:
                 self._settle(previous)
             raise
         if previous:
-            self._settle(previous, launched)
-            if boarding and riders and launched:
-                for sequence, token, _ in boarding.arrive(previous, launched):
-                    self._settle_one(sequence, token, launched)
+            self._finish_step(previous, launched, with_riders=bool(riders))
         self._in_flight = launched if self._is_async else None
-        if boarding and launched:
+        if boarding and launched and not self._must_know_tokens():
             boarding.board(launched)
         return self._outputs()
+
+    def _finish_step(
+        self, step: InFlight, later: InFlight | None = None, *, with_riders: bool = False
+    ) -> None:
+        """Wait for a step's samples and act on them; who waits in vain is aborted."""
+        try:
+            self._settle(step, later)
+            if self._boarding and with_riders and later:
+                for sequence, token, _ in self._boarding.arrive(step, later):
+                    self._settle_one(sequence, token, later)
+        except BaseException:
+            waiting = [*step.place, *(later.place if later else ()), *self._let_all_off()]
+            for sequence in waiting:
+                self.abort_request(sequence.request_id)
+            raise
 
     def _let_all_off(self) -> list[Sequence]:
         """Empty the fast lane and return who was in it."""
@@ -392,12 +392,12 @@ class LLMEngine:
         num_finished = self.scheduler.num_finished
         if num_finished == self._num_reported and not self._num_streams:
             return []
-        self._num_reported = num_finished
         requests = [r for r in self._requests.values() if r.stream or r.finished]
         outputs = [request.output(self.pool.bytes_per_token) for request in requests]
         for output in outputs:
             if output.finished:
                 self._forget(output.request_id)
+        self._num_reported = num_finished
         return outputs
 
     def _end_overdue(self) -> None:
@@ -409,8 +409,8 @@ class LLMEngine:
         self._next_deadline = min(later, default=inf)
         if overdue and self._in_flight:
             self._let_all_off()
-            self._settle(self._in_flight)
-            self._in_flight = None
+            in_flight, self._in_flight = self._in_flight, None
+            self._finish_step(in_flight)
         for request in overdue:
             for sequence, detokenizer in zip(request.sequences, request.detokenizers, strict=True):
                 if sequence.finish_reason is None:

@@ -9,7 +9,7 @@ and dependency are exact while the identity of a live token is known to the pool
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ def evict(
 def _likeness(sequence: EngineSequence, policy: CachePolicy, limit: int) -> tuple[object, ...]:
     """Return what sequences have in common that may be given to a policy together."""
     assert policy.observation is not None
-    if not policy.observation.layers_alike:
+    if not (policy.observation.layers_alike and isinstance(policy, Hashable)):
         return (sequence,)
     num_prompt = len(sequence.prompt_ids) if getattr(policy, "keep_prompt", True) else 0
     return policy, len(sequence.live), limit, num_prompt

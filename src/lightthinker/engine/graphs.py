@@ -10,6 +10,7 @@ run without a graph.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable
 
@@ -98,6 +99,27 @@ class GraphRunner:
             with torch.cuda.graph(graph, pool=memory):
                 self._compute(size)
             self._graphs[size] = graph
+
+    def warm_up(self, say: Callable[[str], None]) -> None:
+        """Compile the model and capture all graphs, unless that is done or there is no GPU.
+
+        Args:
+            say: Told in words what begins.
+        """
+        if self.is_captured or self.runner.device.type != "cuda":
+            return
+        from torch._dynamo.exc import TorchDynamoException
+
+        say("compiling the model")
+        self.runner.compile()
+        try:
+            self.capture(lambda size: say(f"capturing the graph of {size} rows"))
+        except TorchDynamoException as error:
+            warnings.warn(
+                f"This model cannot be compiled, its steps will be slower: {error}", stacklevel=3
+            )
+            self.runner.compile(False)
+            self.capture(lambda size: say(f"capturing the graph of {size} rows"))
 
     def fits(self, plan: StepPlan, batch: PagedBatch, riders: Riders | None = None) -> bool:
         """Whether a graph can run this step."""

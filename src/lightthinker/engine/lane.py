@@ -13,6 +13,7 @@ with asynchronous steps and graphs only. Shapes: m riders, in rows 0 to m - 1 of
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -233,6 +234,11 @@ class FastLane:
             self._line[self.riders[line]] = line
         del self.riders[last], self._detokenizers[last]
         return place
+
+    def num_unwritten(self, sequences: Iterable[Sequence]) -> int:
+        """Return how many tokens these sequences do not know of yet."""
+        lines = [self._line[s] for s in sequences if s.rides]
+        return int(self._num_unwritten[lines].sum()) if lines else 0
 
     def write_back(self) -> None:
         """Tell all riders' sequences what they have done so far."""

@@ -37,16 +37,22 @@ class EngineStats:
     num_preemptions: int
 
 
-def engine_stats(scheduler: Scheduler) -> EngineStats:
-    """Read the engine's state off its scheduler."""
+def engine_stats(scheduler: Scheduler, num_unwritten: int = 0) -> EngineStats:
+    """Read the engine's state off its scheduler.
+
+    Args:
+        scheduler: The engine's.
+        num_unwritten: Tokens that its sequences do not know of yet (`FastLane`).
+    """
     running = scheduler.running
     return EngineStats(
         num_running=len(running),
         num_waiting=len(scheduler.waiting),
         num_pages=scheduler.pool.allocator.num_pages,
         num_pages_used=scheduler.pool.allocator.num_used,
-        live_tokens=sum(len(s.live) for s in running),
-        full_cot_tokens=sum(len(s.prompt_ids) + len(s.sampled_ids) for s in running),
+        live_tokens=sum(len(s.live) for s in running) + num_unwritten,
+        full_cot_tokens=sum(len(s.prompt_ids) + len(s.sampled_ids) for s in running)
+        + num_unwritten,
         num_compactions=scheduler.num_compactions,
         num_tokens_freed=scheduler.num_tokens_freed,
         num_preemptions=scheduler.num_preemptions,
