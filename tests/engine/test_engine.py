@@ -19,6 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from lightthinker import LLM, SamplingParams
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.engine import EngineConfig, LLMEngine
+from lightthinker.engine.intake import Request
 from lightthinker.errors import CheckpointError, RequestError
 from lightthinker.layout import LayoutRules
 from lightthinker.testing.models import byte_tokenizer, tiny_checkpoint, tiny_model
@@ -524,3 +525,23 @@ def test_an_engine_that_was_shut_down_holds_nothing_and_says_so(checkpoint):
     assert not llm.engine.has_unfinished_requests()
     with pytest.raises(RequestError, match="shut down"):
         llm.generate([[5, 6, 7]], SamplingParams(max_tokens=1))
+
+
+def test_an_output_whose_making_was_interrupted_is_reported_by_the_next_step(
+    checkpoint, monkeypatch
+):
+    engine = LLM(checkpoint, device="cpu", num_kv_tokens=512).engine
+    engine.add_request("a", [5, 6, 7], SamplingParams(max_tokens=3, ignore_eos=True), stream=False)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Request, "output", interrupted)
+        engine.step()
+        engine.step()
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    (output,) = engine.step()
+    assert output.finished
+    assert len(output.outputs[0].token_ids) == 3

@@ -18,6 +18,7 @@ from lightthinker.compression import CompressionConfig
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.errors import RequestError
+from lightthinker.policies.h2o import H2O
 from lightthinker.policies.methods import POLICIES, resolve_method
 from lightthinker.testing.models import byte_tokenizer, tiny_model
 from lightthinker.testing.oracles import ScriptedSampler
@@ -374,3 +375,18 @@ def test_the_reference_notices_a_wrong_choice():
     other = ("h2o:budget=12,recent_fraction=0.7", *job[1:])
     with pytest.raises(AssertionError):
         assert_equal(engine, "0", reference("qwen2", other))
+
+
+def test_policies_need_no_hash_to_be_asked_together():
+    class Unhashable(H2O):
+        __hash__ = None
+
+    jobs = [(ids(1, 8), ids(2, 14)), (ids(3, 8), ids(4, 14))]
+    engine = make_engine("qwen2", {str(i): output for i, (_, output) in enumerate(jobs)})
+    params = SamplingParams(max_tokens=14, ignore_eos=True, policy=Unhashable(budget=12))
+    for i, (prompt, _) in enumerate(jobs):
+        engine.add_request(str(i), prompt, params, stream=False)
+    while engine.has_unfinished_requests():
+        engine.step()
+    for i, (prompt, output) in enumerate(jobs):
+        assert_equal(engine, str(i), reference("qwen2", ("h2o:budget=12", prompt, output)))
