@@ -110,7 +110,7 @@ def test_the_engine_writes_the_same_tokens_and_layout(settings, thoughts):
         lambda ids: marker in encoder.tokenizer.decode(ids), encoder.config.trigger_id,
     )  # fmt: skip
     for token in example.input_ids[is_sampled].tolist():
-        if not sequence.is_anchor(token):
+        if token != sequence.anchor_id:
             sequence.extend()
         if sequence.settle(token)[1]:
             sequence.insert_gists()

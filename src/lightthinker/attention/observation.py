@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from lightthinker.attention.batch import Grouping, ObservedRows, PagedBatch, SequenceRows
 from lightthinker.attention.paged import AttentionBackend
 from lightthinker.kvcache.pool import PagePool
+from lightthinker.kvcache.upload import upload
 
 MAX_ROWS_TOGETHER = 128
 MAX_GATHERED_TOKENS = 65_536
@@ -126,7 +128,7 @@ class AttentionObserver:
         num_pages = -(-num_live // size)
 
         def tensor(data: object) -> torch.Tensor:
-            return torch.tensor(data, dtype=torch.long, device=device)
+            return upload(np.asarray(data, dtype=np.int64), device)
 
         pages = [(p.sequence.pages + [p.sequence.pages[0]] * num_pages)[:num_pages] for p in parts]
         slots = tensor(pages)[:, :, None] * size + torch.arange(size, device=device)

@@ -76,14 +76,14 @@ def batch(
             journal.write(results)
             progress.update(task, completed=len(journal.done))
 
-        todo = pending(rows, journal.done)
-        if todo and ray_replicas:
+        unanswered = pending(rows, journal.done)
+        if unanswered and ray_replicas:
             run_on_ray(
-                todo, settings, write, num_replicas=ray_replicas, num_gpus=ray_gpus,
+                unanswered, settings, write, num_replicas=ray_replicas, num_gpus=ray_gpus,
                 num_cpus=ray_cpus, options=options,
             )  # fmt: skip
-        elif todo:
-            answer_rows(open_llm(model, **options), todo, settings, write)
+        elif unanswered:
+            answer_rows(open_llm(model, **options), unanswered, settings, write)
         num_failed = journal.finish([row.id for row in rows])
     failed = f", {num_failed} with an error in place of an answer" if num_failed else ""
     print(f"Rows in {output}: {len(rows)}{failed}")

@@ -114,9 +114,6 @@ class FastLane:
     def __len__(self) -> int:
         return len(self.riders)
 
-    def __contains__(self, sequence: Sequence) -> bool:
-        return sequence in self._line
-
     def board(
         self, sequence: Sequence, detokenizer: Detokenizer, words: Any, place: int, max_stay: int
     ) -> bool:

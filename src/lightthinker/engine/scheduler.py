@@ -21,7 +21,6 @@ import torch
 from lightthinker.engine.sequence import Sequence, Status
 from lightthinker.kvcache.pool import PagePool
 from lightthinker.kvcache.prompt_keys import prompt_page_keys
-from lightthinker.kvcache.upload import upload
 
 BY_ORDER = attrgetter("order")
 
@@ -117,8 +116,8 @@ class Scheduler:
 
     def slots(self, sequence: Sequence, positions: Iterable[int]) -> list[int]:
         """Return the slots of a sequence's live tokens, given their positions in `live`."""
-        size, pages = self.pool.page_size, sequence.pages
-        return [pages[i // size] * size + i % size for i in positions]
+        slots: list[int] = self._slot_array(sequence, np.fromiter(positions, np.int64)).tolist()
+        return slots
 
     def compact(self, sequences: Iterable[Sequence]) -> None:
         """Free what expired: later live tokens move down, the pages left over go back."""
@@ -154,21 +153,15 @@ class Scheduler:
     def _slot_array(
         self, sequence: Sequence, positions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
-        """`slots`, for many."""
+        """`slots`, as arrays."""
         page, place = np.divmod(positions, self.pool.page_size)
         slots: npt.NDArray[np.int64] = sequence.pages.numbers()[page] * self.pool.page_size + place
         return slots
 
     def slot_table(self, sequences: list[Sequence]) -> torch.Tensor:
-        """Return the slots of sequences with equally many live tokens: int64 [B, n], on the device.
-
-        Raises:
-            ValueError: They have not.
-        """
-        size, num_live = self.pool.page_size, len(sequences[0].live)
-        pages = np.stack([s.pages.numbers()[: self._pages_for(num_live)] for s in sequences])
-        slots = pages[:, :, None] * size + np.arange(size)
-        return upload(slots.reshape(len(sequences), -1)[:, :num_live], self.pool.token_index.device)
+        """Return the slots of sequences with equally many live tokens, on the device: [B, n]."""
+        live = np.arange(len(sequences[0].live))
+        return self.pool.index(np.stack([self._slot_array(s, live) for s in sequences]))
 
     def compact_heads(
         self, sequences: list[Sequence], slots_Bn: torch.Tensor, kept_BLHm: torch.Tensor

@@ -252,10 +252,6 @@ class Sequence:
         self.builder.forget_expired(self.num_forwarded)
         return moved
 
-    def is_anchor(self, token_id: int) -> bool:
-        """Whether this token is AnLLM's anchor."""
-        return token_id == self.anchor_id
-
     @property
     def known_ids(self) -> list[int]:
         """The sampled ids, without one that is still being sampled."""
