@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 import time
-from contextlib import contextmanager
 
 import torch
 from harness import (
@@ -22,11 +21,11 @@ from harness import (
     report,
     skip_prefill,
     synchronise,
+    waiting_time,
     weight_bytes,
     words,
 )
 
-from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.sampling_params import SamplingParams
 
 
@@ -114,24 +113,6 @@ def measure(engine, batch, options):
     engine.scheduler.check_integrity()
     per_step = 1e3 / options.steps
     return duration * per_step, host_duration * per_step, (before + after) / 2 / batch
-
-
-@contextmanager
-def waiting_time():
-    """Collect the seconds that steps spend waiting for samples; the rest of a step is Python."""
-    waits, plain = [], PendingTokens.tolist
-
-    def timed(self):
-        begin = time.perf_counter()
-        tokens = plain(self)
-        waits.append(time.perf_counter() - begin)
-        return tokens
-
-    PendingTokens.tolist = timed
-    try:
-        yield waits
-    finally:
-        PendingTokens.tolist = plain
 
 
 def profile_steps(engine, batch, num_steps=10):

@@ -5,7 +5,9 @@
 Steady state: requests of all ages run at once, each that ends is replaced by a new one, and tokens
 are counted over a window of `--window` seconds. A request of some age starts with a prompt as long
 as what would be live by then, whose KV is not computed but taken as it is (see harness.py). Of more
-requests than the KV budget holds, as many run as fit (`--saturated`).
+requests than the KV budget holds, as many run as fit (`--saturated`). A single request, whose steps
+hardly differ, gets a quarter of the window. After each window a few steps are traced for what the
+GPU did.
 `--compare-generate` adds transformers' `generate`, same prompt and output length, uncompressed.
 """
 
@@ -14,10 +16,12 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from functools import partial
 
 import torch
 from harness import (
     NUM_GISTS,
+    gpu_share,
     make_engine,
     make_model,
     note,
@@ -25,6 +29,7 @@ from harness import (
     report,
     skip_prefill,
     synchronise,
+    waiting_time,
     words,
 )
 
@@ -39,7 +44,7 @@ def main() -> None:
     options.add_argument("--prompt-tokens", type=int, default=200)
     options.add_argument("--generated-tokens", type=int, default=8192)
     options.add_argument("--thought-tokens", type=int, default=64, help="trigger included")
-    options.add_argument("--requests", nargs="+", type=int, default=[256], help="running at once")
+    options.add_argument("--requests", nargs="+", type=int, default=[1, 256], help="at once")
     options.add_argument("--saturated", type=int, default=1056, help="once more, as many as fit")
     options.add_argument("--window", type=float, default=60.0, help="seconds")
     options.add_argument("--kv-gib", type=float, help="KV budget; by default what the GPU has left")
@@ -107,17 +112,22 @@ def steady_row(engine, options, method, count, budget):
     synchronise()
     before, begin, steps, samples = num_sampled(engine), time.perf_counter(), 0, []
     finished, preempted = 0, engine.scheduler.num_preemptions
-    while time.perf_counter() < begin + options.window:
-        finished += replace_finished(engine, add)
-        steps += 1
-        if steps % 50 == 1:
-            samples.append((len(engine.scheduler.running), engine.pool.allocator.num_used))
+    thoughts = engine.scheduler.num_compactions
+    window = options.window / (4 if count == 1 else 1)
+    with waiting_time() as waits:
+        while time.perf_counter() < begin + window:
+            finished += replace_finished(engine, add)
+            steps += 1
+            if steps % 50 == 1:
+                samples.append((len(engine.scheduler.running), engine.pool.allocator.num_used))
     synchronise()
     duration = time.perf_counter() - begin
     useful = num_sampled(engine) + finished - before
     running = sum(n for n, _ in samples) / len(samples)
     pages = sum(p for _, p in samples) / len(samples)
     preempted = engine.scheduler.num_preemptions - preempted
+    thoughts = engine.scheduler.num_compactions - thoughts
+    share = gpu_share(partial(replace_finished, engine, add))
     for request in [s.request_id for s in engine.scheduler.running + engine.scheduler.waiting]:
         engine.abort_request(request)
     engine.step()
@@ -133,6 +143,10 @@ def steady_row(engine, options, method, count, budget):
         "mean_kv_tokens": pages * engine.pool.page_size,
         "step_ms": duration / steps * 1e3,
         "preemptions": preempted,
+        "python_ms": (duration - sum(waits)) / steps * 1e3,
+        "gpu_idle_percent": share["idle_percent"],
+        "compaction_percent": share["compaction_percent"],
+        "extra_steps_per_thought": (steps * running - useful) / thoughts if thoughts else None,
     }
 
 

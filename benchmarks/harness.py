@@ -13,6 +13,8 @@ import random
 import shlex
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.engine import EngineConfig, LLMEngine
+from lightthinker.engine.pending import PendingTokens
 from lightthinker.engine.sequence import Sequence, Status
 from lightthinker.evals.results import package_versions
 from lightthinker.testing.models import byte_tokenizer
@@ -59,6 +62,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
+
+GRAPH_GAP_US = 5.0
+"""A graph's kernels follow each other within a few microseconds; a longer gap is Python's."""
 
 NUM_GISTS = 9
 FIRST_WORD, NUM_WORDS = 20, 180
@@ -156,6 +162,54 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+@contextmanager
+def waiting_time() -> Iterator[list[float]]:
+    """Collect the seconds that steps spend waiting for samples; the rest of a step is Python."""
+    waits: list[float] = []
+    plain = PendingTokens.tolist
+
+    def timed(self: PendingTokens) -> list[int]:
+        begin = time.perf_counter()
+        tokens = plain(self)
+        waits.append(time.perf_counter() - begin)
+        return tokens
+
+    PendingTokens.tolist = timed  # type: ignore[method-assign]
+    try:
+        yield waits
+    finally:
+        PendingTokens.tolist = plain  # type: ignore[method-assign]
+
+
+def gpu_share(step: Callable[[], Any], num_steps: int = 30) -> dict[str, float]:
+    """Trace steps and return what the GPU did, in percent of the time from first to last kernel.
+
+    `idle_percent`: no kernel ran for longer than a graph leaves between two of its own.
+    `compaction_percent`: surviving tokens were being moved.
+
+    Args:
+        step: Runs one step.
+        num_steps: How many are traced. Tracing slows Python down, so idle time is an upper bound.
+    """
+    with torch.profiler.profile() as profile:
+        for _ in range(num_steps):
+            step()
+        synchronise()
+    on_device = torch.autograd.DeviceType.CUDA
+    kernels = [e for e in profile.events() if e.device_type == on_device]
+    if not kernels:
+        return {"idle_percent": 0.0, "compaction_percent": 0.0}
+    kernels.sort(key=lambda e: e.time_range.start)
+    first, until, idle = kernels[0].time_range.start, kernels[0].time_range.end, 0.0
+    for kernel in kernels:
+        gap = kernel.time_range.start - until
+        idle += gap if gap > GRAPH_GAP_US else 0.0
+        until = max(until, kernel.time_range.end)
+    moving = sum(e.time_range.elapsed_us() for e in kernels if "_compact_kernel" in e.name)
+    span = until - first
+    return {"idle_percent": 100 * idle / span, "compaction_percent": 100 * moving / span}
+
+
 def note(row: dict[str, Any]) -> dict[str, Any]:
     """Say a finished row on stderr, so that a run that is cut short has not measured in vain."""
     print(json.dumps(row), file=sys.stderr, flush=True)
@@ -165,10 +219,12 @@ def note(row: dict[str, Any]) -> dict[str, Any]:
 def report(options: argparse.Namespace, rows: list[dict[str, Any]], **extra: Any) -> None:
     """Print a table and, last, one line of JSON; write the results where asked."""
     table = Table()
-    for name in rows[0] if rows else ():
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        values = (row.get(name, "") for name in names)
+        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
     Console(width=160).print(table)
     on_cuda = torch.cuda.is_available()
     results = {

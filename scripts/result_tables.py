@@ -29,6 +29,7 @@ THROUGHPUT_AIMS = {
     ("full_cot", "hf_generate", 1): 4.0,
     ("full_cot", "hf_generate", 32): 2.5,
     ("lightthinker", "full_cot", 256): 2.5,
+    ("lightthinker", "full_cot", 1056): 4.0,
 }
 """Least times the throughput of another method, at as many requests."""
 
@@ -258,14 +259,38 @@ def comparable(row: Results, other: Results) -> bool:
     if any(row[key] != other[key] for key in ("model", "generated_tokens")):
         return False
     kinds = row["method"], other["method"]
-    if kinds == ("full_cot", "hf_generate"):
-        return bool(row["requests"] == other["requests"])
-    return kinds == ("lightthinker", "full_cot")
+    if kinds not in (("full_cot", "hf_generate"), ("lightthinker", "full_cot")):
+        return False
+    loads = row["requests"], other["requests"]
+    return loads[0] == loads[1] or (kinds[0] == "lightthinker" and 1 not in loads)
 
 
 def setting(row: Results) -> str:
     count = f"{number(row['requests'])} request{'s' if row['requests'] != 1 else ''}"
     return f"{NAMES[row['method']]}, {count}"
+
+
+def overheads(folder: Path) -> str:
+    """Render what steady-state steps spend on anything but the model."""
+    rows = [r for r in load(folder, "bench_offline")["rows"] if r.get("python_ms") is not None]
+    head = [
+        "", "step ms", "Python ms", "GPU idle between graphs", "compaction",
+        "extra steps per thought",
+    ]  # fmt: skip
+    lines = (
+        (
+            setting(row),
+            f"{row['step_ms']:.2f}",
+            f"{row['python_ms']:.2f}",
+            f"{row['gpu_idle_percent']:.1f} %",
+            f"{row['compaction_percent']:.2f} %",
+            ""
+            if row["extra_steps_per_thought"] is None
+            else f"{row['extra_steps_per_thought']:.2f}",
+        )
+        for row in rows
+    )
+    return "\n".join(grid(head, lines))
 
 
 def memory_bound(folder: Path) -> str:
@@ -370,5 +395,6 @@ VIEWS: dict[str, Callable[[Path], str]] = {
     "bench_decode/profile": decode_profile,
     "bench_offline/ratios": throughput_ratios,
     "bench_offline/floor": memory_bound,
+    "bench_offline/overheads": overheads,
 }
 """Further views of a file, beside `NAME/command`."""
