@@ -19,6 +19,7 @@ from harness import (
     make_model,
     parser,
     report,
+    say_kernels,
     skip_prefill,
     synchronise,
     waiting_time,
@@ -121,12 +122,7 @@ def profile_steps(engine, batch, num_steps=10):
         for _ in range(num_steps):
             engine.step()
         synchronise()
-    kernels = [e for e in profile.key_averages() if e.self_device_time_total > 0]
-    total = sum(e.self_device_time_total for e in kernels) / num_steps
-    print(f"batch {batch}: {total:.0f} us of kernels a step")
-    for e in sorted(kernels, key=lambda e: -e.self_device_time_total)[:16]:
-        each = e.self_device_time_total / num_steps
-        print(f"{each:9.1f} us {e.count / num_steps:6.1f}x  {e.key[:110]}")
+    say_kernels(profile, num_steps, f"batch {batch}")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def steady_row(engine, options, method, count, budget):
     pages = sum(p for _, p in samples) / len(samples)
     preempted = engine.scheduler.num_preemptions - preempted
     thoughts = engine.scheduler.num_compactions - thoughts
-    share = gpu_share(partial(replace_finished, engine, add))
+    share = gpu_share(partial(replace_finished, engine, add), f"{method}, {count} requests")
     for request in [s.request_id for s in engine.scheduler.running + engine.scheduler.waiting]:
         engine.abort_request(request)
     engine.step()

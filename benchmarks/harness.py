@@ -181,7 +181,7 @@ def waiting_time() -> Iterator[list[float]]:
         PendingTokens.tolist = plain  # type: ignore[method-assign]
 
 
-def gpu_share(step: Callable[[], Any], num_steps: int = 30) -> dict[str, float]:
+def gpu_share(step: Callable[[], Any], title: str, num_steps: int = 30) -> dict[str, float]:
     """Trace steps and return what the GPU did, in percent of the time from first to last kernel.
 
     `idle_percent`: no kernel ran for longer than a graph leaves between two of its own.
@@ -189,6 +189,7 @@ def gpu_share(step: Callable[[], Any], num_steps: int = 30) -> dict[str, float]:
 
     Args:
         step: Runs one step.
+        title: Printed before the kernels that take longest.
         num_steps: How many are traced. Tracing slows Python down, so idle time is an upper bound.
     """
     with torch.profiler.profile() as profile:
@@ -205,9 +206,22 @@ def gpu_share(step: Callable[[], Any], num_steps: int = 30) -> dict[str, float]:
         gap = kernel.time_range.start - until
         idle += gap if gap > GRAPH_GAP_US else 0.0
         until = max(until, kernel.time_range.end)
+    say_kernels(profile, num_steps, title)
     moving = sum(e.time_range.elapsed_us() for e in kernels if "_compact_kernel" in e.name)
     span = until - first
     return {"idle_percent": 100 * idle / span, "compaction_percent": 100 * moving / span}
+
+
+def say_kernels(
+    profile: torch.profiler.profile, num_steps: int, title: str, most: int = 16
+) -> None:
+    """Print which kernels a traced step's GPU time goes to."""
+    kernels = [e for e in profile.key_averages() if e.self_device_time_total > 0]
+    total = sum(e.self_device_time_total for e in kernels) / num_steps
+    print(f"{title}: {total:.0f} us of kernels a step")
+    for e in sorted(kernels, key=lambda e: -e.self_device_time_total)[:most]:
+        each = e.self_device_time_total / num_steps
+        print(f"{each:9.1f} us {e.count / num_steps:6.1f}x  {e.key[:110]}")
 
 
 def note(row: dict[str, Any]) -> dict[str, Any]:

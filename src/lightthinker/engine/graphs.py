@@ -41,6 +41,7 @@ def graph_sizes(max_rows: int) -> list[int]:
     The smallest is 2: torch.compile would make a second program for a dimension of size 1.
     """
     sizes = [2, 4, *range(8, 257, 8), *range(272, 513, 16), *range(544, 1025, 32)]
+    sizes += range(1088, max_rows, 64)
     return [s for s in sizes if s < max_rows] + [max(2, max_rows)]
 
 

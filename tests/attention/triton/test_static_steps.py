@@ -107,3 +107,4 @@ def test_graph_sizes_reach_what_was_asked_for():
     assert graph_sizes(1) == [2]
     assert graph_sizes(20) == [2, 4, 8, 16, 20]
     assert graph_sizes(300)[-3:] == [272, 288, 300]
+    assert graph_sizes(1200)[-3:] == [1088, 1152, 1200]
