@@ -224,10 +224,20 @@ class Comparison:
     against_full_cot: dict[str, PairedComparison] = field(default_factory=dict)
 
     @classmethod
-    def from_records(cls, records: Sequence[SampleRecord]) -> Comparison:
-        """Aggregate the records of all methods."""
-        by_method = group_by(records, "method")
-        methods = {name: MethodSummary.from_records(rows) for name, rows in by_method.items()}
+    def from_records(
+        cls, records: Sequence[SampleRecord], known: Mapping[str, MethodSummary] | None = None
+    ) -> Comparison:
+        """Aggregate the records of all methods.
+
+        Args:
+            records: Of all methods.
+            known: Summaries of some of them that were made from the very same records.
+        """
+        by_method, known = group_by(records, "method"), known or {}
+        methods = {
+            name: known[name] if name in known else MethodSummary.from_records(rows)
+            for name, rows in by_method.items()
+        }
         against = {
             name: PairedComparison.from_records(rows, by_method[FULL_COT])
             for name, rows in by_method.items()
