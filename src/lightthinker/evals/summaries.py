@@ -244,11 +244,11 @@ class Comparison:
             if name != FULL_COT and FULL_COT in by_method
         }
         chances = {record.problem_id: record.chance for record in records}
-        known = [chance for chance in chances.values() if chance is not None]
+        given = [chance for chance in chances.values() if chance is not None]
         return cls(
             num_problems=len(chances),
             methods=methods,
-            chance=fmean(known) if len(known) == len(chances) else None,
+            chance=fmean(given) if len(given) == len(chances) else None,
             paired=next((pair for name, pair in against.items() if is_lightthinker(name)), None),
             against_full_cot={name: pair for name, pair in against.items() if pair is not None},
         )
