@@ -26,6 +26,7 @@ import argparse
 import dataclasses
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -337,6 +338,7 @@ class Reproduction:
         self._note(step)
         write_samples(records, samples_path(path), overwrite=True)
         write_results(results, path, overwrite=True)
+        shutil.rmtree(evaluation.journal)
         return results
 
     def _note(self, step: Step) -> None:
@@ -471,8 +473,9 @@ def run_on_devices(targets: Sequence[Reproduction], options: argparse.Namespace)
         sys.exit("error: processes that share a GPU cannot all take what is free; give each its "
                  "part by --num-kv-tokens.")  # fmt: skip
     works = {work.path: work for target in targets for work in target.works()}
+    longest_first = sorted(works.values(), key=lambda work: -work.settings.max_tokens)
     return run_pool(
-        list(works.values()), devices, seconds=options.time_limit,
+        longest_first, devices, seconds=options.time_limit,
         say=lambda words: print(words, file=sys.stderr, flush=True),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -239,6 +240,7 @@ def _do(job: _Job, models: _OneModel, check_parent: Callable[[], None]) -> None:
     results, records = evaluation.results(evaluation.run())
     write_samples(records, samples_path(job.work.path), overwrite=True)
     write_results(results, job.work.path, overwrite=True)
+    shutil.rmtree(journal_path(job.work.path))
 
 
 class _OneModel:
