@@ -15,7 +15,8 @@ one pool of processes, and a step that fails, or is not finished at the time lim
 a smoke run's stays beside its steps. The last line printed is the tables' paths as JSON.
 
 Checkpoints: `lightthinker` (needed; by default the bundled model), and, where they were trained,
-`full_cot` (else the lightthinker checkpoint with compression off), `lightthinker_token`, `anllm`.
+`full_cot` (else the lightthinker checkpoint with compression off), `lightthinker_token`, `anllm`;
+of the last two, none is needed once its step is finished.
 Eviction methods run on the full-CoT checkpoint with LightThinker's mean and peak live tokens of the
 same task as budgets.
 """
@@ -112,7 +113,9 @@ class Reproduction:
         self.checkpoints = {"lightthinker": BUNDLED, **given}
         self.checkpoints.setdefault("full_cot", self.checkpoints["lightthinker"])
         self.skipped = {
-            name: "no checkpoint was given" for name in TRAINED if name not in self.checkpoints
+            name: "no checkpoint was given"
+            for name in TRAINED
+            if name not in self.checkpoints and not (self.folder / f"{name}.json").is_file()
         }
 
     @cached_property
@@ -199,7 +202,7 @@ class Reproduction:
             for name in EVICTION
         ]
         trained = [
-            self._step(name, name, (name,), base) for name in TRAINED if name in self.checkpoints
+            self._step(name, name, (name,), base) for name in TRAINED if name not in self.skipped
         ]
         return [
             [light, self._step("full_cot", "full_cot", ("full_cot",), base), *trained],
@@ -272,7 +275,7 @@ class Reproduction:
 
     def _path(self, step: Step) -> Path:
         """Return the step's results file: another target's if that runs the very same."""
-        key = (model_path(self.checkpoints[step.checkpoint]), step.settings)
+        key = (self._model(step), step.settings)
         if key not in self.places:
             self.places[key] = self.folder / f"{step.name}.json"
             for known in self.folder.parent.glob(f"*/{step.name}.settings.json"):
@@ -288,8 +291,12 @@ class Reproduction:
             "enforce_eager": step.evicts,
         }  # fmt: skip
 
+    def _model(self, step: Step) -> str:
+        """Return the step's checkpoint; LightThinker's where it is no longer needed."""
+        return model_path(self.checkpoints.get(step.checkpoint, self.checkpoints["lightthinker"]))
+
     def _evaluation(self, step: Step) -> Evaluation:
-        model, engine = model_path(self.checkpoints[step.checkpoint]), self._engine(step)
+        model, engine = self._model(step), self._engine(step)
         evaluation = Evaluation(
             open_llm=lambda: open_llm(model, **engine), settings=step.settings, model=model,
             command=command_line(), dtype=self.options.dtype, overwrite=self.options.overwrite,
@@ -311,8 +318,10 @@ class Reproduction:
         path, identity = self._path(step), self._identity(step)
         if not path.is_file():
             return None
-        known = path.with_suffix(".settings.json")
-        differences = settings_difference(json.loads(known.read_text("utf-8")), identity)
+        known = json.loads(path.with_suffix(".settings.json").read_text("utf-8"))
+        if step.checkpoint not in self.checkpoints:
+            identity["model"] = known["model"]
+        differences = settings_difference(known, identity)
         if not differences:
             print(f"{self.target}/{step.name}: finished before", file=sys.stderr)
             return read_results(path)

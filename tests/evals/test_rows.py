@@ -202,6 +202,29 @@ def test_targets_share_a_pool_and_a_step_that_fails_is_named(
     assert first == [row for row in main["rows"] if row["method"] == "full_cot"]
 
 
+def test_a_trained_rival_that_ran_needs_its_checkpoint_no_more(
+    reproduce: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(reproduce, "EVICTION", ())
+    monkeypatch.setattr(reproduce, "TRAINED", ("lightthinker_thought",))
+    checkpoint, rival = (tiny_checkpoint(tmp_path / name) for name in ("tiny", "rival"))
+    arguments = [
+        "main_table", "--smoke", "--device", "cpu", "--num-problems", "1", "--runs",
+        str(tmp_path / "runs"), "--checkpoint", f"lightthinker={checkpoint}",
+        "--num-kv-tokens", "4096", "--no-report",
+    ]  # fmt: skip
+    reproduce.main([*arguments, "--checkpoint", f"lightthinker_thought={rival}"])
+    (path,) = json.loads(capsys.readouterr().out.splitlines()[-1]).values()
+    first = json.loads(Path(path).read_text())
+    shutil.rmtree(rival)
+    reproduce.main(arguments)
+    again = json.loads(Path(path).read_text())
+    assert again["rows"] == first["rows"]
+    assert [row["method"] for row in again["rows"]].count("lightthinker_thought") == 1
+    assert again["skipped"] == {}
+
+
 def test_when_time_is_up_finished_samples_are_kept(
     reproduce: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
