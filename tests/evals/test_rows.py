@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -159,9 +160,90 @@ def test_the_main_table_is_written_and_its_steps_run_once(
     assert (path.parent / "report.html").is_file()
 
     reproduce.main(arguments)
-    assert capsys.readouterr().err.count("finished before") == 3
+    assert capsys.readouterr().err.count("finished before") == 6
     with pytest.raises(SystemExit, match=r"other settings: seed: 0 -> 1"):
         reproduce.main([*arguments, "--seed", "1"])
+
+
+def test_targets_share_a_pool_and_a_step_that_fails_is_named(
+    reproduce: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reproduce, "EVICTION", ("random",))
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    anllm = tmp_path / "anllm"  # A checkpoint that was not trained with AnLLM.
+    shutil.copytree(checkpoint, anllm)
+    arguments = [
+        "main_table", "budget_sweep", "--smoke", "--devices", "cpu,cpu", "--num-problems",
+        "main_table=2,budget_sweep=2", "--problems-per-job", "1", "--runs", str(tmp_path / "runs"),
+        "--checkpoint", f"lightthinker={checkpoint}", "--checkpoint", f"anllm={anllm}",
+        "--num-kv-tokens", "4096", "--no-report",
+    ]  # fmt: skip
+
+    with pytest.raises(SystemExit, match="1 steps are missing"):
+        reproduce.main(arguments)
+
+    captured = capsys.readouterr()
+    paths = json.loads(captured.out.splitlines()[-1])
+    main = json.loads(Path(paths["main_table"]).read_text())
+    sweep = json.loads(Path(paths["budget_sweep"]).read_text())
+    check_table(main)
+    assert {row["method"] for row in main["rows"]} == {
+        "lightthinker", "full_cot", "random:match=mean", "random:match=peak",
+    }  # fmt: skip
+    assert "trained" in main["skipped"]["anllm"]
+    assert len({row["budget"] for row in sweep["rows"]}) == 3
+    # Two targets have LightThinker and full CoT; they ran once, in two parts each.
+    assert captured.err.count("lightthinker: part") == 2
+    assert "budget_sweep/full_cot: part" not in captured.err
+    first = [row for row in sweep["rows"] if row["method"] == "full_cot"]
+    assert first == [row for row in main["rows"] if row["method"] == "full_cot"]
+
+
+def test_a_trained_rival_that_ran_needs_its_checkpoint_no_more(
+    reproduce: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(reproduce, "EVICTION", ())
+    monkeypatch.setattr(reproduce, "TRAINED", ("lightthinker_thought",))
+    checkpoint, rival = (tiny_checkpoint(tmp_path / name) for name in ("tiny", "rival"))
+    arguments = [
+        "main_table", "--smoke", "--device", "cpu", "--num-problems", "1", "--runs",
+        str(tmp_path / "runs"), "--checkpoint", f"lightthinker={checkpoint}",
+        "--num-kv-tokens", "4096", "--no-report",
+    ]  # fmt: skip
+    reproduce.main([*arguments, "--checkpoint", f"lightthinker_thought={rival}"])
+    (path,) = json.loads(capsys.readouterr().out.splitlines()[-1]).values()
+    first = json.loads(Path(path).read_text())
+    shutil.rmtree(rival)
+    reproduce.main(arguments)
+    again = json.loads(Path(path).read_text())
+    assert again["rows"] == first["rows"]
+    assert [row["method"] for row in again["rows"]].count("lightthinker_thought") == 1
+    assert again["skipped"] == {}
+
+
+def test_when_time_is_up_finished_samples_are_kept(
+    reproduce: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    arguments = [
+        "main_table", "--smoke", "--devices", "cpu", "--num-problems", "1", "--runs",
+        str(tmp_path / "runs"), "--checkpoint", f"lightthinker={checkpoint}",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit, match="16 steps are missing"):
+        reproduce.main([*arguments, "--time-limit", "0"])
+    assert json.loads(capsys.readouterr().out) == {}
+    assert (tmp_path / "runs/smoke/main_table/lightthinker.parts").is_dir()
+
+
+def test_processes_that_share_a_gpu_are_told_their_part(reproduce: ModuleType) -> None:
+    with pytest.raises(SystemExit, match="--num-kv-tokens"):
+        reproduce.main(["main_table", "--devices", "cuda:0,cuda:0"])
+    with pytest.raises(SystemExit, match="--num-problems is 'main_tabel=3'"):
+        reproduce.main(["main_table", "--smoke", "--num-problems", "main_tabel=3"])
 
 
 def test_unknown_checkpoints_are_refused(reproduce: ModuleType) -> None:

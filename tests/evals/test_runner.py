@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 from lightthinker.compression import CompressionConfig
 from lightthinker.encode import Encoder
 from lightthinker.engine.llm import LLM
+from lightthinker.engine.outputs import CompletionOutput, ThoughtStats
 from lightthinker.engine.sampler import Sampler
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.engine.sequence import Sequence
@@ -21,7 +24,7 @@ from lightthinker.evals.evaluate import evaluate
 from lightthinker.evals.kv_curve import KVCurve
 from lightthinker.evals.methods import find_method, find_methods
 from lightthinker.evals.records import SampleRecord
-from lightthinker.evals.runner import run_method, run_methods
+from lightthinker.evals.runner import final_answer, run_method, run_methods
 from lightthinker.evals.settings import EvalSettings
 from lightthinker.tasks import generate
 from lightthinker.testing.models import tiny_checkpoint
@@ -292,6 +295,15 @@ def test_methods_that_compress_need_a_checkpoint_that_does(loaded: LLM) -> None:
                 run_methods(loaded, benchmark()[:1], [find_method(name)], SAMPLING)
     finally:
         loaded.compression = saved
+
+
+def test_the_answer_is_what_follows_the_last_thought_that_has_a_text() -> None:
+    # At token level a segment of special tokens alone has none.
+    texts = ("", "2+3=5. ", "", "so 5. ")
+    thoughts = [ThoughtStats(text=t, num_tokens=6, num_gists=2, tokens_freed=6) for t in texts]
+    output = SimpleNamespace(text="2+3=5. so 5. The answer is 5.", thoughts=thoughts)
+    llm = SimpleNamespace(compression=CompressionConfig(method="token", segment_tokens=6))
+    assert final_answer(cast(LLM, llm), cast(CompletionOutput, output)) == "The answer is 5."
 
 
 def test_a_curve_keeps_turning_points_only() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lightthinker.attention import observation
 from lightthinker.compression import CompressionConfig
+from lightthinker.engine import eviction
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.errors import RequestError
@@ -390,3 +391,21 @@ def test_policies_need_no_hash_to_be_asked_together():
         engine.step()
     for i, (prompt, output) in enumerate(jobs):
         assert_equal(engine, str(i), reference("qwen2", ("h2o:budget=12", prompt, output)))
+
+
+@pytest.mark.parametrize(("pairs", "sizes"), [(2**24, [5]), (300, [2, 2, 1]), (1, [1] * 5)])
+def test_policies_see_as_many_sequences_together_as_their_keys_allow(monkeypatch, pairs, sizes):
+    seen = []
+
+    def watched(sequences, *rest):
+        seen.append(len(sequences))
+        evict_heads(sequences, *rest)
+
+    evict_heads = eviction._evict_heads
+    monkeypatch.setattr(eviction, "_evict_heads", watched)
+    monkeypatch.setattr(eviction, "MAX_PAIRS_TOGETHER", pairs)
+    jobs = [("r_kv:budget=12,window=2,buffer=3", ids(i, 8), ids(20 + i, 12)) for i in range(5)]
+    engine, _ = run("qwen2", jobs)
+    assert seen[: len(sizes)] == sizes
+    for i, job in enumerate(jobs):
+        assert_equal(engine, str(i), reference("qwen2", job))

@@ -9,13 +9,18 @@ import pytest
 from safetensors.numpy import load_file
 
 import lightthinker.train.encoding as encoding
+from lightthinker.compression import CompressionConfig
 from lightthinker.data.sources import read_traces
+from lightthinker.encode import Encoder
 from lightthinker.errors import CheckpointError, ConfigError, DataError
 from lightthinker.testing.models import byte_tokenizer, tiny_model
 from lightthinker.testing.training import tiny_recipe
+from lightthinker.tokens import resolve_tokens
 from lightthinker.train.checkpoint import load_model, load_tokenizer
+from lightthinker.train.datasets import TaskRows
 from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
-from lightthinker.train.recipe import ModelSource
+from lightthinker.train.recipe import DataConfig, ModelSource, TaskSource
+from lightthinker.train.task_tokenizer import build_task_tokenizer
 
 
 def write_traces(file, lengths):
@@ -144,3 +149,33 @@ def test_special_tokens_are_the_ones_the_gguf_file_names(tmp_path, monkeypatch):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *args, **kwargs: misread)
     source = ModelSource(path=str(tmp_path), gguf_file="tiny.gguf")
     assert load_tokenizer(source).eos_token == "<|im_end|>"
+
+
+def test_rows_of_several_difficulties_hold_long_traces_beside_short_ones():
+    config = CompressionConfig(num_gists=4)
+    tokenizer = build_task_tokenizer()
+    tokenizer.add_tokens(list(config.special_tokens), special_tokens=True)
+    encoder = Encoder(tokenizer, resolve_tokens(tokenizer, config))
+    families = {"programs": 1.0, "word_problems": 1.0}
+    tasks = TaskSource(families=families, difficulty={"mixed": 1, "8k": 1}, seed=1)
+    data = DataConfig(row_length=16_384, full_cot_share=0.5, tasks=tasks)
+    rows = TaskRows(encoder, tasks, data=data, num_rows=3)
+    lengths = []
+    for row in (rows[0], rows[1], rows[2]):
+        begins = np.flatnonzero(row["position_ids"] == 0)
+        lengths += np.diff([*begins, 16_384]).tolist()
+        assert (row["expires"] > np.arange(16_384)).all()
+    assert any(8_000 < length < 12_500 for length in lengths)
+    assert sum(50 < length < 1_500 for length in lengths) > 3
+    assert all(np.array_equal(rows[1][name], array) for name, array in rows[1].items())
+
+
+def test_a_checkpoint_gets_more_positions_for_longer_rows(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "m")
+    byte_tokenizer().save_pretrained(tmp_path / "m")
+    model = {"path": str(tmp_path / "m"), "max_position_embeddings": 16_384}
+    recipe = tiny_recipe(tmp_path / "run", model=model)
+    loaded, _, _ = load_model(recipe, seed=0)
+    assert loaded.config.max_position_embeddings == 16_384
+    with pytest.raises(ConfigError, match="of its own"):
+        ModelSource(config={"model_type": "llama"}, tokenizer="tasks", max_position_embeddings=9)

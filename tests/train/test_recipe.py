@@ -31,7 +31,7 @@ def test_every_shipped_recipe_parses_and_survives_the_round_trip(file):
 
 
 def test_there_are_recipes():
-    assert len(RECIPES) == 14
+    assert len(RECIPES) == 17
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,11 @@ def test_there_are_recipes():
         ({"data": {"tasks": {}, "segment": {"by": "paragrap"}}}, "paragraph"),
         ({"data": {"tasks": {"families": {"program": 1}}}}, "'program'.*'programs'"),
         ({"data": {"tasks": {"difficulty": "standart"}}}, "standard"),
+        ({"data": {"tasks": {"difficulty": {"16k": 1}}}}, "'16k'.*8k"),
+        ({"data": {"tasks": {"difficulty": {"4k": 0}}}}, "difficulty.4k is 0"),
+        ({"data": {"tasks": {"difficulty": {"8k": 1}}}}, "none of what word_problems knows"),
+        ({"data": {"tasks": {"difficulty": ["4k"]}}}, "map names to weights"),
+        ({"model": {"path": "m", "max_position_embeddings": 0}}, "max_position_embeddings is 0"),
         ({"data": {"sources": {"path": "x"}}}, "must be a list"),
         ({"data": None}, "exactly one of data.sources"),
         ({"trainer": 5}, "trainer must be a mapping"),

@@ -20,6 +20,9 @@ from lightthinker.train.run import train
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMOKED = {
     "bundled_stage2": "llama",
+    "bundled_long": "llama",
+    "bundled_token": "llama",
+    "bundled_anllm": "llama",
     "paper/qwen2.5_7b_thought": "qwen2",
     "paper/qwen2.5_7b_anllm": "qwen2",
     "paper/llama3.1_8b_token": "llama",

@@ -21,8 +21,8 @@ from lightthinker.engine.sequence import Sequence as EngineSequence
 from lightthinker.errors import RequestError
 from lightthinker.kvcache.pool import LayerShape, PagePool
 
-MAX_TOGETHER = 64
-"""Most sequences that a policy sees together, so that their scores and keys take little memory."""
+MAX_PAIRS_TOGETHER = 2**24
+"""Most pairs of live tokens that a policy sees together: some compare all keys of a sequence."""
 
 
 def check_policy(policy: CachePolicy, num_prompt_tokens: int, shapes: Sequence[LayerShape]) -> None:
@@ -104,8 +104,9 @@ def evict(
         alike.append(sequence)
     scheduler.compact(alike)
     for members in together.values():
-        for begin in range(0, len(members), MAX_TOGETHER):
-            _evict_heads(members[begin : begin + MAX_TOGETHER], pool, scheduler, tokenizer)
+        at_once = max(1, MAX_PAIRS_TOGETHER // len(members[0].live) ** 2)
+        for begin in range(0, len(members), at_once):
+            _evict_heads(members[begin : begin + at_once], pool, scheduler, tokenizer)
 
 
 def _likeness(sequence: EngineSequence, policy: CachePolicy, limit: int) -> tuple[object, ...]:

@@ -1,8 +1,7 @@
 """Several result files as one comparison, e.g. of checkpoints that were trained differently.
 
 A method that several files have is told apart by its model. With the samples of every file,
-everything is computed again, pairs across files included; otherwise the summaries are put side by
-side as they are.
+pairs across files are computed too; otherwise the summaries are put side by side as they are.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightthinker.errors import DataError
-from lightthinker.evals.records import SampleRecord
+from lightthinker.evals.records import SampleRecord, group_by
 from lightthinker.evals.results import EvalResults
-from lightthinker.evals.summaries import Comparison
+from lightthinker.evals.summaries import MEASURES, Comparison, MethodSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,26 @@ def combine(runs: Sequence[Run]) -> Run:
     controls = {name: c for run in renamed for name, c in run.results.controls.items()}
     if all(run.records for run in renamed):
         records = [record for run in renamed for record in run.records]
-        return Run(results=EvalResults.from_records(records, first.info, controls), records=records)
+        overall = [run.results.overall for run in renamed]
+        results = EvalResults(
+            info=first.info,
+            overall=Comparison.from_records(records, _summaries(overall)),
+            by_family={
+                family: Comparison.from_records(
+                    rows,
+                    _summaries(
+                        [
+                            r.results.by_family[family]
+                            for r in renamed
+                            if family in r.results.by_family
+                        ]
+                    ),
+                )
+                for family, rows in group_by(records, "family").items()
+            },
+            controls=controls,
+        )
+        return Run(results=results, records=records)
     families = dict.fromkeys(name for run in renamed for name in run.results.by_family)
     results = EvalResults(
         info=first.info,
@@ -62,6 +80,16 @@ def combine(runs: Sequence[Run]) -> Run:
         controls=controls,
     )
     return Run(results=results, records=[record for run in renamed for record in run.records])
+
+
+def _summaries(comparisons: Sequence[Comparison]) -> dict[str, MethodSummary]:
+    """Return the summaries that are whole: files of earlier versions lack some costs."""
+    return {
+        name: summary
+        for comparison in comparisons
+        for name, summary in comparison.methods.items()
+        if set(summary.costs) == set(MEASURES)
+    }
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:

@@ -278,6 +278,8 @@ def final_answer(llm: LLM, output: CompletionOutput) -> str:
         return output.text.rpartition(end)[2].strip()
     rest = output.text
     for thought in output.thoughts:
+        if not thought.text:  # At token level a segment may be special tokens only.
+            continue
         _, found, after = rest.partition(thought.text)
         rest = after if found else rest
     return rest.strip()

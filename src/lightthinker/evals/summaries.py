@@ -224,21 +224,31 @@ class Comparison:
     against_full_cot: dict[str, PairedComparison] = field(default_factory=dict)
 
     @classmethod
-    def from_records(cls, records: Sequence[SampleRecord]) -> Comparison:
-        """Aggregate the records of all methods."""
-        by_method = group_by(records, "method")
-        methods = {name: MethodSummary.from_records(rows) for name, rows in by_method.items()}
+    def from_records(
+        cls, records: Sequence[SampleRecord], known: Mapping[str, MethodSummary] | None = None
+    ) -> Comparison:
+        """Aggregate the records of all methods.
+
+        Args:
+            records: Of all methods.
+            known: Summaries of some of them that were made from the very same records.
+        """
+        by_method, known = group_by(records, "method"), known or {}
+        methods = {
+            name: known[name] if name in known else MethodSummary.from_records(rows)
+            for name, rows in by_method.items()
+        }
         against = {
             name: PairedComparison.from_records(rows, by_method[FULL_COT])
             for name, rows in by_method.items()
             if name != FULL_COT and FULL_COT in by_method
         }
         chances = {record.problem_id: record.chance for record in records}
-        known = [chance for chance in chances.values() if chance is not None]
+        given = [chance for chance in chances.values() if chance is not None]
         return cls(
             num_problems=len(chances),
             methods=methods,
-            chance=fmean(known) if len(known) == len(chances) else None,
+            chance=fmean(given) if len(given) == len(chances) else None,
             paired=next((pair for name, pair in against.items() if is_lightthinker(name)), None),
             against_full_cot={name: pair for name, pair in against.items() if pair is not None},
         )

@@ -47,6 +47,8 @@ def load_model(
     else:
         model = _from_checkpoint(source, quantization(recipe) if quantize else None)
         check_architecture(source, model.config)
+        if source.max_position_embeddings is not None:
+            model.config.max_position_embeddings = source.max_position_embeddings
         if source.gguf_file and source.tokenizer is None:
             for config in (model.config, model.generation_config):
                 config.eos_token_id = tokenizer.eos_token_id

@@ -67,7 +67,7 @@ class TaskRows(Dataset[Row]):
         room, misses = self.row_length, 0
         while misses < ROW_PATIENCE:
             family = rng.choices(self._names, self._weights)[0]
-            problem = FAMILIES[family].generate(rng, self.source.difficulty)
+            problem = FAMILIES[family].generate(rng, self._difficulty(rng, family))
             example = encode_problem(self.encoder, problem, draw_variant(rng, self.data))
             if len(example) <= room:
                 examples.append(example)
@@ -86,6 +86,13 @@ class TaskRows(Dataset[Row]):
             variants=self._variants,
             teacher=self.teacher,
         )
+
+    def _difficulty(self, rng: Random, family: str) -> str:
+        given = self.source.difficulty
+        if isinstance(given, str):
+            return given
+        known = {name: given[name] for name in FAMILIES[family].difficulties if name in given}
+        return rng.choices(list(known), list(known.values()))[0]
 
 
 def encode_problem(encoder: Encoder, problem: Problem, variant: Variant) -> Example:

@@ -50,8 +50,9 @@ def answer_problems(
     problems: list[Problem],
     *,
     compress: bool,
+    at_once: int = 64,
 ) -> list[CompletionOutput]:
-    """Answer problems with the engine."""
+    """Answer problems with the engine, at most `at_once` of them together."""
     params = SamplingParams(max_tokens=settings.max_tokens, compression=compress)
     prompts = [
         tokenizer(
@@ -63,8 +64,8 @@ def answer_problems(
         for p in problems
     ]
     longest = max(map(len, prompts)) + 2 * settings.max_tokens + compression.num_gists
-    at_once = min(len(problems), 64)
-    config = EngineConfig(max_num_seqs=at_once, num_kv_tokens=at_once * longest)
+    at_once = min(len(problems), at_once)
+    config = EngineConfig(max_num_seqs=at_once, num_kv_tokens=at_once * longest, enforce_eager=True)
     engine = LLMEngine(model, tokenizer, compression, config=config)
     for number, prompt in enumerate(prompts):
         engine.add_request(str(number), prompt, params, stream=False)

@@ -34,6 +34,7 @@ from lightthinker.train.sections import (
     LoraConfig,
     LossConfig,
     check_choice,
+    check_positive,
     check_share,
 )
 
@@ -58,6 +59,8 @@ class ModelSource:
         architecture: The transformers config of `path`, where it must be known without the
             checkpoint: for `--plan` and `--smoke` off line. Training checks it against the
             checkpoint.
+        max_position_embeddings: Positions that the model is to have from now on, for rows longer
+            than the checkpoint of `path` was made for; RoPE stays as it is.
     """
 
     path: str | None = None
@@ -69,6 +72,7 @@ class ModelSource:
     dtype: str = "float32"
     trainable: str = "all"
     architecture: dict[str, Any] | None = None
+    max_position_embeddings: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("model.dtype", self.dtype, DTYPES)
@@ -77,6 +81,10 @@ class ModelSource:
             raise ConfigError("model.architecture needs model_type, for example qwen2.")
         if (self.path is None) == (self.config is None):
             raise ConfigError("Give exactly one of model.path and model.config.")
+        if self.max_position_embeddings is not None:
+            check_positive("model.max_position_embeddings", self.max_position_embeddings)
+            if self.path is None:
+                raise ConfigError("model.config has max_position_embeddings of its own; set that.")
         if self.config is not None and "model_type" not in self.config:
             raise ConfigError("model.config needs model_type, for example qwen2.")
         if self.config is not None and self.tokenizer is None:
@@ -118,12 +126,13 @@ class TaskSource:
 
     Attributes:
         families: Family name to weight; empty means all, equally.
-        difficulty: Difficulty of `lightthinker.tasks`.
+        difficulty: Difficulty of `lightthinker.tasks`, or a mapping from difficulty to weight. Each
+            family draws among those it knows.
         seed: Rows are a function of this seed and their number.
     """
 
     families: dict[str, float] = field(default_factory=dict)
-    difficulty: str = "mixed"
+    difficulty: str | dict[str, float] = "mixed"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -137,11 +146,25 @@ class TaskSource:
                 )
             if weight < 0 or not sum(self.families.values()) > 0:
                 raise ConfigError("data.tasks.families needs weights of 0 or more, one above 0.")
-        if self.difficulty not in DIFFICULTIES:
-            raise ConfigError(
-                f"data.tasks.difficulty is {self.difficulty!r}; it must be one of "
-                f"{', '.join(DIFFICULTIES)}.{suggestion(self.difficulty, DIFFICULTIES)}"
-            )
+        if isinstance(self.difficulty, str):
+            check_choice("data.tasks.difficulty", self.difficulty, DIFFICULTIES)
+            return
+        if not isinstance(self.difficulty, Mapping):
+            raise ConfigError("data.tasks.difficulty must be a name, or map names to weights.")
+        families = self.families or dict.fromkeys(FAMILIES, 1.0)
+        known = {name: FAMILIES[name].difficulties for name in families}
+        for name, weight in self.difficulty.items():
+            every = dict.fromkeys(one for names in known.values() for one in names)
+            check_choice("data.tasks.difficulty", name, tuple(every))
+            if not isinstance(weight, (int, float)) or not weight > 0:
+                raise ConfigError(
+                    f"data.tasks.difficulty.{name} is {weight!r}; it must be above 0."
+                )
+        for family, names in known.items():
+            if not set(names) & set(self.difficulty):
+                raise ConfigError(
+                    f"data.tasks.difficulty names none of what {family} knows: {', '.join(names)}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ def check_share(name: str, value: float) -> None:
         raise ConfigError(f"{name} is {value}; it must be between 0 and 1.")
 
 
-def _check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
+    """Raise ConfigError unless the value is above 0."""
     if value <= 0:
         raise ConfigError(f"{name} is {value}; it must be above 0.")
 
@@ -89,8 +90,8 @@ class LoraConfig:
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
         if not self.target_modules:
             raise ConfigError("lora.target_modules is empty; name layers, or say all-linear.")
-        _check_positive("lora.rank", self.rank)
-        _check_positive("lora.alpha", self.alpha)
+        check_positive("lora.rank", self.rank)
+        check_positive("lora.alpha", self.alpha)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout is {self.dropout}; it must be in [0, 1).")
 
@@ -119,7 +120,7 @@ class DistributedConfig:
         if self.cpu_offload and self.strategy == "ddp":
             raise ConfigError("distributed.cpu_offload is for fsdp2 and deepspeed_zero3.")
         if self.global_batch_size is not None:
-            _check_positive("distributed.global_batch_size", self.global_batch_size)
+            check_positive("distributed.global_batch_size", self.global_batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "families", tuple(self.families))
         for name in ("every_steps", "num_problems", "max_tokens"):
-            _check_positive(f"evaluate.{name}", getattr(self, name))
+            check_positive(f"evaluate.{name}", getattr(self, name))
         for family in self.families:
             check_choice("evaluate.families", family, tuple(FAMILIES))
         check_choice("evaluate.difficulty", self.difficulty, DIFFICULTIES)
