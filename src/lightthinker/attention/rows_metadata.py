@@ -139,6 +139,8 @@ class RowsMetadata:
         rows: int32 [len(RowField), max_rows] on the device, see `RowField`.
         tiles: int32 [len(TileField), max_tiles] on the device, see `TileField`.
         page_table: int32 [max_sequences, max_pages] on the device.
+        arrivals: int32 [max_rows * counters_per_row] on the device: zeros, for kernels that count
+            in them and leave zeros behind.
         num_launch_rows: Rows that the split-KV kernel is launched for.
         num_tiles: Tiles that the prefill kernel is launched for.
 
@@ -146,9 +148,17 @@ class RowsMetadata:
         capacity: The largest step; `fill` refuses a larger one.
         page_size: Tokens per page.
         device: Where the kernels run.
+        counters_per_row: Counters that a kernel needs per row.
     """
 
-    def __init__(self, capacity: RowsCapacity, *, page_size: int, device: torch.device):
+    def __init__(
+        self,
+        capacity: RowsCapacity,
+        *,
+        page_size: int,
+        device: torch.device,
+        counters_per_row: int,
+    ):
         self.capacity = capacity
         self.page_size = page_size
         self._row_words = len(RowField) * capacity.max_rows
@@ -156,6 +166,8 @@ class RowsMetadata:
         num_words = self._head_words + capacity.max_sequences * capacity.max_pages
         self._buffer = StagedBuffer(num_words, device)
         self.rows, self.tiles, self.page_table = self._views(self._buffer.device_words)
+        num_counters = capacity.max_rows * counters_per_row
+        self.arrivals = torch.zeros(num_counters, dtype=torch.int32, device=device)
         self.num_launch_rows = 0
         self.num_tiles = 0
 

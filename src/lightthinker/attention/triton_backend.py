@@ -37,7 +37,10 @@ class TritonBackend:
     def new_metadata(self, capacity: RowsCapacity) -> RowsMetadata:
         """Return buffers for steps of this size, as a CUDA graph would own them."""
         return RowsMetadata(
-            capacity, page_size=self.pool.page_size, device=self.pool.token_index.device
+            capacity,
+            page_size=self.pool.page_size,
+            device=self.pool.token_index.device,
+            counters_per_row=max(values.shape[1] for values in self.pool.values),
         )
 
     def prepare(self, batch: PagedBatch) -> None:

@@ -69,7 +69,7 @@ def test_pages_and_windows(page_size, settings):
     assert relative_error(*run(case, scaling=0.25, **settings)) < 1e-5
 
 
-@pytest.mark.parametrize("splits", [1, 4, 32])
+@pytest.mark.parametrize("splits", [1, 3, 4, 32])
 def test_any_number_of_splits(splits):
     case = attention_case([(150, 1), (1, 1), (40, 2)], num_heads=3, num_kv_heads=1, key_dim=16)
     metadata = TritonBackend(case.pool).metadata

@@ -1,12 +1,14 @@
 """Paged attention of single rows: decode, gist, continue and short-extend tokens alike.
 
 A program computes one row, one KV head with all its query heads (padded to 16 for the tensor cores,
-so that the group loads each key once), and one of `num_splits` pieces of the row's keys; a second
-kernel combines the pieces (split-KV, as in Flash-Decoding). The number of splits depends on the
-launch size alone, which lets a CUDA graph hold it.
+so that the group loads each key once), and one of the pieces that the row's keys are cut into; the
+last program of a row and KV head to finish adds the pieces, in their order (split-KV, as in
+Flash-Decoding). The largest number of pieces depends on the launch size alone, which lets a CUDA
+graph hold it; a row with fewer keys has fewer.
 
 Invariant: keys and values that a row does not see are not loaded, so whatever freed pages or unused
-slots hold (NaN included) cannot reach the output. A row that sees nothing gets zeros.
+slots hold (NaN included) cannot reach the output. A row that sees nothing gets zeros. The counters
+of arrivals are zero between launches.
 
 Shapes: T rows, E launched rows, N slots, HQ query heads, HK KV heads, G = HQ / HK, DK key size, DV
 value size.
@@ -20,13 +22,20 @@ import triton.language as tl
 
 from lightthinker.attention.rows_metadata import RowField, RowsMetadata
 from lightthinker.attention.triton.launch import (
-    KernelConfig,
+    RowsConfig,
     next_power_of_two,
     num_multiprocessors,
     num_splits,
+    pdl_options,
+    pdl_supported,
     rows_config,
 )
-from lightthinker.attention.triton.score import masked_log2_scores, slots_of, softmax_step
+from lightthinker.attention.triton.score import (
+    block_pages,
+    block_slots,
+    masked_log2_scores,
+    softmax_step,
+)
 
 _SEQUENCE = tl.constexpr(int(RowField.SEQUENCE))
 _LOWER = tl.constexpr(int(RowField.LOWER))
@@ -36,9 +45,10 @@ _EXCL_HI = tl.constexpr(int(RowField.EXCL_HI))
 _TOKEN_INDEX = tl.constexpr(int(RowField.TOKEN_INDEX))
 _LIVE_POSITION = tl.constexpr(int(RowField.LIVE_POSITION))
 _LAUNCH = tl.constexpr(int(RowField.LAUNCH))
+_PIECES_TOGETHER = tl.constexpr(8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def _rows_kernel(
     query,
     key_pool,
@@ -46,11 +56,13 @@ def _rows_kernel(
     token_index_pool,
     rows,
     page_table,
+    arrivals,
     out,
     partial_out,
     partial_log2_sum,
     scale,
     softcap,
+    num_splits,
     rows_stride,
     page_table_stride,
     query_stride_t,
@@ -71,14 +83,22 @@ def _rows_kernel(
     BLOCK_DV: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    BY_PAGE: tl.constexpr,
+    AHEAD: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    EVICTION: tl.constexpr,
     WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    COMBINE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    entry = tl.program_id(0) // NUM_KV_HEADS
-    kv_head = tl.program_id(0) % NUM_KV_HEADS
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    row_and_head = tl.program_id(0)
     split = tl.program_id(1)
-    row = tl.load(rows + _LAUNCH * rows_stride + entry).to(tl.int64)
+    kv_head = row_and_head % NUM_KV_HEADS
+    row = tl.load(rows + _LAUNCH * rows_stride + row_and_head // NUM_KV_HEADS).to(tl.int64)
     field = rows + row
     lower = tl.load(field + _LOWER * rows_stride)
     upper = tl.load(field + _UPPER * rows_stride)
@@ -94,9 +114,14 @@ def _rows_kernel(
         page_table + tl.load(field + _SEQUENCE * rows_stride).to(tl.int64) * page_table_stride
     )
 
-    chunk = tl.cdiv(tl.cdiv(tl.maximum(upper - lower, 0), NUM_SPLITS), BLOCK_N) * BLOCK_N
-    begin = lower + split * chunk
-    end = tl.minimum(upper, begin + chunk)
+    first = lower // ALIGNMENT * ALIGNMENT
+    num_keys = tl.maximum(upper - first, 0)
+    piece_keys = tl.maximum(tl.cdiv(tl.cdiv(num_keys, num_splits), BLOCK_N), 1) * BLOCK_N
+    num_pieces = tl.maximum(tl.cdiv(num_keys, piece_keys), 1)
+    if split >= num_pieces:
+        return
+    begin = first + split * piece_keys
+    end = tl.minimum(upper, begin + piece_keys)
 
     g = tl.arange(0, BLOCK_G)
     dk = tl.arange(0, BLOCK_DK)
@@ -111,78 +136,171 @@ def _rows_kernel(
         mask=(g < GROUP)[:, None] & (dk < KEY_DIM)[None, :],
         other=0.0,
     )
+    key_head = key_pool + kv_head * key_stride_h + dk[None, :]
+    value_head = value_pool + kv_head * value_stride_h + dv[None, :]
     maximum = tl.full([BLOCK_G], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     accumulated = tl.zeros([BLOCK_G, BLOCK_DV], tl.float32)
+    pages = block_pages(page_table_line, begin, end, PAGE_SIZE, BLOCK_N, BY_PAGE)
     for start in range(begin, end, BLOCK_N):
+        if not AHEAD:
+            pages = block_pages(page_table_line, start, end, PAGE_SIZE, BLOCK_N, BY_PAGE)
+        slot = block_slots(pages, start, PAGE_SIZE, BLOCK_N, BY_PAGE)
         position = start + n
         visible = (position < end) & ((position < excl_lo) | (position >= excl_hi))
-        slot = slots_of(page_table_line, position, visible, PAGE_SIZE)
+        if ALIGNMENT > 1:
+            visible &= position >= lower
         if WINDOW > 0:
             visible &= tl.load(token_index_pool + slot, mask=visible, other=-1) >= oldest
         k = tl.load(
-            key_pool + slot[:, None] * key_stride_n + kv_head * key_stride_h + dk[None, :],
+            key_head + slot[:, None] * key_stride_n,
             mask=visible[:, None] & (dk < KEY_DIM)[None, :],
             other=0.0,
+            eviction_policy=EVICTION,
         )
         products = tl.dot(q, tl.trans(k), input_precision="ieee")
         scores = masked_log2_scores(products, visible[None, :], scale, softcap, HAS_SOFTCAP)
         weights, earlier, maximum, total = softmax_step(scores, maximum, total)
         v = tl.load(
-            value_pool + slot[:, None] * value_stride_n + kv_head * value_stride_h + dv[None, :],
+            value_head + slot[:, None] * value_stride_n,
             mask=visible[:, None] & (dv < VALUE_DIM)[None, :],
             other=0.0,
+            eviction_policy=EVICTION,
         )
         accumulated = accumulated * earlier[:, None]
         accumulated += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        if AHEAD:
+            # The next block's keys do not wait for their place to be looked up.
+            pages = block_pages(page_table_line, start + BLOCK_N, end, PAGE_SIZE, BLOCK_N, BY_PAGE)
 
     divisor = tl.where(total > 0, total, 1.0)
     result = accumulated / divisor[:, None]
     mask = (g < GROUP)[:, None] & (dv < VALUE_DIM)[None, :]
-    if NUM_SPLITS == 1:
+    if num_pieces == 1:
         target = out + row * out_stride_t + head[:, None] * out_stride_h + dv[None, :]
         tl.store(target, result.to(out.dtype.element_ty), mask=mask)
     else:
-        piece = (entry.to(tl.int64) * NUM_KV_HEADS * GROUP + head) * NUM_SPLITS + split
+        first_line = row_and_head.to(tl.int64) * num_splits * GROUP
+        line = first_line + split * GROUP + g
         log2_sum = tl.where(total > 0, maximum + tl.log2(divisor), float("-inf"))
-        tl.store(partial_log2_sum + piece, log2_sum, mask=g < GROUP)
-        target = partial_out + piece[:, None] * VALUE_DIM + dv[None, :]
-        # A piece that saw nothing is never read by the combining kernel.
-        tl.store(target, result, mask=mask & (total > 0)[:, None])
+        tl.store(partial_log2_sum + line, log2_sum, mask=g < GROUP)
+        tl.store(partial_out + line[:, None] * VALUE_DIM + dv[None, :], result, mask=mask)
+        if COMBINE:
+            # All threads' stores come before the count (barrier, then release); whoever counts
+            # last sees every program's (acquire, then the barrier that hands the count around).
+            tl.debug_barrier()
+            num_before = tl.atomic_add(arrivals + row_and_head, 1, sem="acq_rel", scope="gpu")
+            if num_before == num_pieces - 1:
+                tl.store(arrivals + row_and_head, 0)
+                _combine(
+                    partial_out,
+                    partial_log2_sum,
+                    first_line,
+                    num_pieces,
+                    out + row * out_stride_t + kv_head * GROUP * out_stride_h,
+                    out_stride_h,
+                    GROUP,
+                    BLOCK_G,
+                    VALUE_DIM,
+                    BLOCK_DV,
+                )
 
 
 @triton.jit
+def _combine(
+    partial_out,
+    partial_log2_sum,
+    first_line,
+    num_pieces,
+    target,
+    target_stride_h,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+):
+    """Add the pieces of one row and KV head, in their order; past the L1 cache, others wrote them."""
+    g = tl.arange(0, BLOCK_G)
+    dv = tl.arange(0, BLOCK_DV)
+    mask = (g < GROUP)[:, None] & (dv < VALUE_DIM)[None, :]
+    maximum = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_G], tl.float32)
+    accumulated = tl.zeros([BLOCK_G, BLOCK_DV], tl.float32)
+    for start in range(0, num_pieces, _PIECES_TOGETHER):
+        for i in tl.static_range(_PIECES_TOGETHER):
+            line = (start + i) * GROUP + g
+            is_piece = (g < GROUP) & (line < num_pieces * GROUP)
+            log2_sum = tl.load(
+                partial_log2_sum + first_line + line,
+                mask=is_piece,
+                other=float("-inf"),
+                cache_modifier=".cg",
+            )
+            part = tl.load(
+                partial_out + (first_line + line)[:, None] * VALUE_DIM + dv[None, :],
+                mask=is_piece[:, None] & (dv < VALUE_DIM)[None, :],
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            new_maximum = tl.maximum(maximum, log2_sum)
+            reference = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+            weight = tl.exp2(log2_sum - reference)
+            earlier = tl.exp2(maximum - reference)
+            accumulated = accumulated * earlier[:, None] + part * weight[:, None]
+            total = total * earlier + weight
+            maximum = new_maximum
+    result = accumulated / tl.where(total > 0, total, 1.0)[:, None]
+    target += g[:, None] * target_stride_h + dv[None, :]
+    tl.store(target, result.to(target.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_splits"])
 def _combine_kernel(
     partial_out,
     partial_log2_sum,
     rows,
     out,
+    num_splits,
     rows_stride,
     out_stride_t,
     out_stride_h,
-    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_G: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    entry = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    row = tl.load(rows + _LAUNCH * rows_stride + entry).to(tl.int64)
-    piece = (entry * NUM_HEADS + head) * NUM_SPLITS + tl.arange(0, NUM_SPLITS)
-    dv = tl.arange(0, BLOCK_DV)
-    log2_sum = tl.load(partial_log2_sum + piece)
-    saw_something = log2_sum > float("-inf")
-    maximum = tl.max(log2_sum, 0)
-    weights = tl.exp2(log2_sum - tl.where(maximum > float("-inf"), maximum, 0.0))
-    parts = tl.load(
-        partial_out + piece[:, None] * VALUE_DIM + dv[None, :],
-        mask=saw_something[:, None] & (dv < VALUE_DIM)[None, :],
-        other=0.0,
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    row_and_head = tl.program_id(0)
+    row = tl.load(rows + _LAUNCH * rows_stride + row_and_head // NUM_KV_HEADS).to(tl.int64)
+    field = rows + row
+    lower = tl.load(field + _LOWER * rows_stride)
+    upper = tl.load(field + _UPPER * rows_stride)
+    if WINDOW > 0:
+        lower = tl.maximum(lower, tl.load(field + _LIVE_POSITION * rows_stride) - WINDOW + 1)
+    num_keys = tl.maximum(upper - lower // ALIGNMENT * ALIGNMENT, 0)
+    piece_keys = tl.maximum(tl.cdiv(tl.cdiv(num_keys, num_splits), BLOCK_N), 1) * BLOCK_N
+    num_pieces = tl.maximum(tl.cdiv(num_keys, piece_keys), 1)
+    if num_pieces == 1:
+        return
+    _combine(
+        partial_out,
+        partial_log2_sum,
+        row_and_head.to(tl.int64) * num_splits * GROUP,
+        num_pieces,
+        out + row * out_stride_t + row_and_head % NUM_KV_HEADS * GROUP * out_stride_h,
+        out_stride_h,
+        GROUP,
+        BLOCK_G,
+        VALUE_DIM,
+        BLOCK_DV,
     )
-    total = tl.sum(weights, 0)
-    result = tl.sum(parts * weights[:, None], 0) / tl.where(total > 0, total, 1.0)
-    target = out + row * out_stride_t + head * out_stride_h + dv
-    tl.store(target, result.to(out.dtype.element_ty), mask=dv < VALUE_DIM)
 
 
 def rows_attention(
@@ -197,7 +315,8 @@ def rows_attention(
     softcap: float | None,
     window: int | None,
     splits: int | None = None,
-    config: KernelConfig | None = None,
+    config: RowsConfig | None = None,
+    pdl: bool | None = None,
 ) -> None:
     """Attend the step's launched rows; other lines of `out_THD` stay as they are.
 
@@ -211,66 +330,85 @@ def rows_attention(
         scaling: Factor of q.k.
         softcap: Scores become `softcap * tanh(score / softcap)`.
         window: Only tokens less than `window` original indices back are seen.
-        splits: Pieces of each row's keys, a power of two; by default from the launch size.
+        splits: Most pieces of each row's keys; by default from the launch size.
         config: Launch settings; by default from the table.
+        pdl: Programmatic dependent launch; by default where the device can.
     """
     num_entries = metadata.num_launch_rows
     if not num_entries:
         return
     num_heads, key_dim = query_THD.shape[1:]
     num_kv_heads, value_dim = value_pool_NHD.shape[1:]
-    device = query_THD.device
+    device, page_size = query_THD.device, metadata.page_size
     head_dim = max(key_dim, value_dim)
     config = config or rows_config(head_dim, key_pool_NHD.element_size())
     if splits is None:
         splits = num_splits(num_entries, num_kv_heads, num_multiprocessors(device))
-    num_pieces = num_entries * num_heads * splits if splits > 1 else 0
-    partial_out = torch.empty(num_pieces * value_dim, dtype=torch.float32, device=device)
-    partial_log2_sum = torch.empty(num_pieces, dtype=torch.float32, device=device)
-    _rows_kernel[(num_entries * num_kv_heads, splits)](
+    if pdl is None:
+        pdl = pdl_supported(device)
+    num_programs = num_entries * num_kv_heads
+    assert num_programs <= len(metadata.arrivals), (num_programs, metadata.arrivals.shape)
+    num_lines = num_entries * num_heads * splits if splits > 1 else 0
+    partial_out = torch.empty(num_lines * value_dim, dtype=torch.float32, device=device)
+    partial_log2_sum = torch.empty(num_lines, dtype=torch.float32, device=device)
+    group = num_heads // num_kv_heads
+    by_page = config.looks_up_pages(page_size)
+    shared = {
+        "NUM_KV_HEADS": num_kv_heads,
+        "GROUP": group,
+        "VALUE_DIM": value_dim,
+        "BLOCK_N": config.block_n,
+        "ALIGNMENT": min(page_size, config.block_n) if by_page else 1,
+        "WINDOW": window or 0,
+        "PDL": pdl,
+    }
+    _rows_kernel[(num_programs, splits)](
         query_THD,
         key_pool_NHD,
         value_pool_NHD,
         token_index_N,
         metadata.rows,
         metadata.page_table,
+        metadata.arrivals,
         out_THD,
         partial_out,
         partial_log2_sum,
         scaling,
         softcap or 0.0,
+        splits,
         metadata.rows.stride(0),
         metadata.page_table.stride(0),
         *query_THD.stride(),
         *key_pool_NHD.stride()[:2],
         *value_pool_NHD.stride()[:2],
         *out_THD.stride()[:2],
-        NUM_KV_HEADS=num_kv_heads,
-        GROUP=num_heads // num_kv_heads,
-        BLOCK_G=max(16, next_power_of_two(num_heads // num_kv_heads)),
+        **shared,
+        BLOCK_G=max(16, next_power_of_two(group)),
         KEY_DIM=key_dim,
         BLOCK_DK=max(16, next_power_of_two(key_dim)),
-        VALUE_DIM=value_dim,
         BLOCK_DV=max(16, next_power_of_two(value_dim)),
-        PAGE_SIZE=metadata.page_size,
-        BLOCK_N=config.block_n,
-        NUM_SPLITS=splits,
-        WINDOW=window or 0,
+        PAGE_SIZE=page_size,
+        BY_PAGE=by_page,
+        AHEAD=config.looks_ahead,
+        EVICTION="evict_first" if config.evicts_first else "",
         HAS_SOFTCAP=bool(softcap),
+        COMBINE=config.combines,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
+        **pdl_options(pdl),
     )
-    if splits > 1:
-        _combine_kernel[(num_entries, num_heads)](
+    if splits > 1 and not config.combines:
+        _combine_kernel[(num_programs,)](
             partial_out,
             partial_log2_sum,
             metadata.rows,
             out_THD,
+            splits,
             metadata.rows.stride(0),
             *out_THD.stride()[:2],
-            NUM_HEADS=num_heads,
-            VALUE_DIM=value_dim,
+            **shared,
+            BLOCK_G=next_power_of_two(group),
             BLOCK_DV=next_power_of_two(value_dim),
-            NUM_SPLITS=splits,
-            num_warps=2,
+            num_warps=4,
+            **pdl_options(pdl),
         )
