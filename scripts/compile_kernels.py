@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 
 from lightthinker.attention.rows_metadata import TILE_ROWS
 from lightthinker.attention.triton import rows_attention, sample, store_kv, tiled_attention
-from lightthinker.attention.triton.launch import rows_config, tile_config
+from lightthinker.attention.triton.launch import next_power_of_two, rows_config, tile_config
 from lightthinker.kvcache import triton_compact
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -52,7 +52,7 @@ SHAPES = {
 FLOATS = ("query", "key", "value", "key_pool", "value_pool", "out")
 
 POINTERS = {
-    **dict.fromkeys(("rows", "tiles", "page_table", "cut", "piece_id"), "*i32"),
+    **dict.fromkeys(("rows", "tiles", "page_table", "arrivals", "cut", "piece_id"), "*i32"),
     **dict.fromkeys(("token_index_pool", "tensors", "moves", "group_start", "tokens"), "*i64"),
     **dict.fromkeys(("partial_out", "partial_log2_sum", "logits", "piece_best"), "*fp32"),
     "seen": "*u8",
@@ -104,22 +104,25 @@ def attention_kernels(model: str, shape: Shape) -> Iterator[dict[str, Any]]:
         "WINDOW": shape.window,
         "HAS_SOFTCAP": shape.softcap,
     }
-    config = rows_config(dim, itemsize)
-    for splits in (1, 8):
-        constants = {
-            **attention,
-            "NUM_KV_HEADS": shape.kv_heads,
-            "BLOCK_G": 16,
-            "BLOCK_N": config.block_n,
-            "NUM_SPLITS": splits,
-        }
-        compiled = compile_kernel(
-            rows_attention._rows_kernel, constants, config.num_warps, config.num_stages
-        )
-        yield report(f"rows {model} splits={splits}", compiled)
-    combine = {"NUM_HEADS": shape.heads, "VALUE_DIM": dim, "BLOCK_DV": dim, "NUM_SPLITS": 8}
-    compiled = compile_kernel(rows_attention._combine_kernel, combine, 2, 3)
-    yield report(f"combine {model}", compiled)
+    rows = rows_config(dim, itemsize)
+    by_page = rows.looks_up_pages(shape.page_size)
+    constants = {
+        **attention,
+        "NUM_KV_HEADS": shape.kv_heads,
+        "BLOCK_G": 16,
+        "BLOCK_N": rows.block_n,
+        "BY_PAGE": by_page,
+        "AHEAD": rows.looks_ahead,
+        "ALIGNMENT": min(shape.page_size, rows.block_n) if by_page else 1,
+        "EVICTION": "evict_first" if rows.evicts_first else "",
+        "COMBINE": rows.combines,
+        "COMBINE_G": next_power_of_two(shape.heads // shape.kv_heads),
+        "PDL": True,
+    }
+    compiled = compile_kernel(
+        rows_attention._rows_kernel, constants, rows.num_warps, rows.num_stages
+    )
+    yield report(f"rows {model}", compiled)
     config = tile_config(dim, itemsize)
     tiled = {
         **attention,
@@ -131,7 +134,7 @@ def attention_kernels(model: str, shape: Shape) -> Iterator[dict[str, Any]]:
         tiled_attention._tile_kernel, tiled, config.num_warps, config.num_stages
     )
     yield report(f"tiles {model}", compiled)
-    store = {**dims, "NUM_HEADS": shape.kv_heads, "BLOCK_H": shape.kv_heads}
+    store = {**dims, "NUM_HEADS": shape.kv_heads, "BLOCK_H": shape.kv_heads, "PDL": True}
     compiled = compile_kernel(store_kv._store_kv_kernel, store, 4, 3)
     yield report(f"store_kv {model}", compiled)
 

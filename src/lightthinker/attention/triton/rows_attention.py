@@ -48,7 +48,10 @@ _LAUNCH = tl.constexpr(int(RowField.LAUNCH))
 _PIECES_TOGETHER = tl.constexpr(8)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(
+    do_not_specialize=["num_splits", "rows_stride", "page_table_stride"],
+    do_not_specialize_on_alignment=["page_table"],
+)
 def _rows_kernel(
     query,
     key_pool,
@@ -90,6 +93,7 @@ def _rows_kernel(
     WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     COMBINE: tl.constexpr,
+    COMBINE_G: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
@@ -200,7 +204,7 @@ def _rows_kernel(
                     out + row * out_stride_t + kv_head * GROUP * out_stride_h,
                     out_stride_h,
                     GROUP,
-                    BLOCK_G,
+                    COMBINE_G,
                     VALUE_DIM,
                     BLOCK_DV,
                 )
@@ -219,7 +223,7 @@ def _combine(
     VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
 ):
-    """Add the pieces of one row and KV head, in their order; past the L1 cache, others wrote them."""
+    """Add the pieces of a row and KV head, in order; not from the L1 cache: others wrote them."""
     g = tl.arange(0, BLOCK_G)
     dv = tl.arange(0, BLOCK_DV)
     mask = (g < GROUP)[:, None] & (dv < VALUE_DIM)[None, :]
@@ -254,7 +258,7 @@ def _combine(
     tl.store(target, result.to(target.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_splits", "rows_stride"])
 def _combine_kernel(
     partial_out,
     partial_log2_sum,
@@ -393,6 +397,7 @@ def rows_attention(
         EVICTION="evict_first" if config.evicts_first else "",
         HAS_SOFTCAP=bool(softcap),
         COMBINE=config.combines,
+        COMBINE_G=next_power_of_two(group),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **pdl_options(pdl),

@@ -20,7 +20,7 @@ _SLOT = tl.constexpr(int(RowField.SLOT))
 _TOKEN_INDEX = tl.constexpr(int(RowField.TOKEN_INDEX))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_stride"])
 def _store_kv_kernel(
     key,
     value,
