@@ -1,7 +1,8 @@
 """Compile every kernel for an H100 (sm_90) without a GPU and show what the PTX holds.
 
 One line per kernel: shared memory, 16-byte asynchronous copies, tensor-core instructions, wide
-loads and stores. The last line is JSON.
+loads and stores, atomics that order memory, and whether it waits for earlier kernels (dependent
+launch) before it touches memory. The last line is JSON.
 
     python scripts/compile_kernels.py
 """
@@ -82,6 +83,7 @@ def compile_kernel(kernel: Any, constants: dict[str, Any], warps: int, stages: i
 
 def report(name: str, compiled: Any) -> dict[str, Any]:
     ptx = compiled.asm["ptx"]
+    wait, access = ptx.find("griddepcontrol.wait"), re.search(r"(?:ld|st|atom)\.global", ptx)
     return {
         "kernel": name,
         "shared_bytes": compiled.metadata.shared,
@@ -89,6 +91,8 @@ def report(name: str, compiled: Any) -> dict[str, Any]:
         "mma": ptx.count("mma.sync"),
         "wgmma": ptx.count("wgmma.mma_async"),
         "vector_loads": len(re.findall(r"ld\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
+        "acquire_release": len(re.findall(r"atom\.global[.\w]*acq_rel", ptx)),
+        "waits_first": int(0 <= wait < (access.start() if access else 0)),
         "vector_stores": len(re.findall(r"st\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
     }
 
@@ -170,9 +174,9 @@ def main() -> None:
     results = [r for model, shape in SHAPES.items() for r in attention_kernels(model, shape)]
     results += other_kernels()
     columns = list(results[0])
-    print(f"{columns[0]:38s}" + "".join(f"{c:>15s}" for c in columns[1:]))
+    print(f"{columns[0]:38s}" + "".join(f"{c:>16s}" for c in columns[1:]))
     for row in results:
-        print(f"{row['kernel']:38s}" + "".join(f"{row[c]:15d}" for c in columns[1:]))
+        print(f"{row['kernel']:38s}" + "".join(f"{row[c]:16d}" for c in columns[1:]))
     print(json.dumps({"triton": triton.__version__, "target": "sm_90", "kernels": results}))
 
 
