@@ -1,10 +1,10 @@
 """Choose the launch settings of decode attention by measurement: `bench_kernels.py --sweep`.
 
-Three rounds, each within its share of the time. All settings at a few typical sizes; then the best
-of them at all sizes; then, with each size's best, what one thing changes: a second kernel for the
-combining, no programmatic dependent launch, eviction hints. Times are of one layer (store, then
-attend) in a CUDA graph of several layers; the first round's are of attention alone. Kernels are
-compiled beforehand, by a pool of processes. What fails is noted and left out.
+First all settings, of attention alone, at a few typical sizes; then the best of them at all sizes;
+then, with each size's best, what one thing changes: a second kernel for combining or for storing,
+no programmatic dependent launch, eviction hints. Times are of one layer in a CUDA graph of several.
+Kernels are compiled beforehand, by a pool of processes. Rounds end when their time is up; what
+fails is noted and left out.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ PROGRAMS = (1, 2, 3, 4, 6, 8)
 SECONDS = (45.0, 35.0, 25.0)
 """Measuring time of each round, compilation not counted."""
 
+CHANGES = ("no_pdl_us", "store_us", "combine_us", "evict_us")
+"""No dependent launch; a kernel of its own for storing, for combining; eviction hints."""
+
 NUM_FINALISTS = 4
 MAX_WORKERS = 14
 MAX_FAILURES_SHOWN = 6
@@ -75,6 +78,10 @@ def split_choices(num_pairs: int, live: int, block_n: int) -> list[int]:
     if most in wanted:  # few rows: fewer, longer pieces may do
         wanted |= {max(1, most // 2), max(1, most // 4)}
     return sorted(wanted)
+
+
+Task = tuple[RowsConfig, bool, bool]
+"""What is compiled: settings, with dependent launch or not, storing inside or not."""
 
 
 class Size:
@@ -116,19 +123,23 @@ class Size:
         """Return the numbers of splits worth a try."""
         return split_choices(self.batch * self.shape.kv_heads, self.live, config.block_n)
 
-    def attend(self, config: RowsConfig, splits: int, pdl: bool, out: torch.Tensor) -> list[Any]:
+    def attend(
+        self, config: RowsConfig, splits: int, pdl: bool, out: torch.Tensor, *, stores: bool = False
+    ) -> list[Any]:
         """Return one launch per layer."""
         return [
             partial(
                 rows_attention,
                 self.query, keys, values, self.pool.token_index, self.metadata, out,
                 scaling=self.shape.dim**-0.5, softcap=None, window=None,
-                splits=splits, config=config, pdl=pdl,
+                splits=splits, config=config, pdl=pdl, store=(self.kv, self.kv) if stores else None,
             )
             for keys, values in zip(self.pool.keys, self.pool.values, strict=True)
         ]  # fmt: skip
 
-    def layers(self, config: RowsConfig, splits: int, pdl: bool, out: torch.Tensor) -> list[Any]:
+    def store_and_attend(
+        self, config: RowsConfig, splits: int, pdl: bool, out: torch.Tensor
+    ) -> list[Any]:
         """Return one call per layer: store, attend."""
 
         def layer(attend: Callable[[], None], keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -143,20 +154,19 @@ class Size:
         ]
 
 
-def compile_for(
-    bench: Bench, shape: Shape, page_size: int, tasks: list[tuple[RowsConfig, bool]]
-) -> None:
+def compile_for(bench: Bench, shape: Shape, page_size: int, tasks: list[Task]) -> None:
     """Compile settings by running them once on a tiny step (in a process of the pool)."""
     size = Size(bench, "compiling", shape, 2, 40, page_size)
-    for config, pdl in tasks:
+    out = torch.empty_like(size.query)
+    for config, pdl, stores in tasks:
         with suppress(Exception):  # it fails again, and is noted, where it is measured
-            for call in size.layers(config, 2, pdl, torch.empty_like(size.query))[:1]:
-                call()
+            if stores:
+                size.attend(config, 2, pdl, out, stores=True)[0]()
+            else:
+                size.store_and_attend(config, 2, pdl, out)[0]()
 
 
-def _work(
-    shape_items: dict[str, int], page_size: int, tasks: list[tuple[RowsConfig, bool]]
-) -> None:
+def _work(shape_items: dict[str, int], page_size: int, tasks: list[Task]) -> None:
     from bench_kernels import Bench, Plan, Shape
 
     shape = Shape(**shape_items)
@@ -190,14 +200,14 @@ class Sweep:
             )
         models = {m: plan.models[m] for m in MODELS if m in plan.models} or plan.models
         configs = list(plan.configs or all_configs())
-        self._compile(models.values(), [(c, False) for c in configs])
+        self._compile(models.values(), [(c, False, False) for c in configs])
         typical = [
             (model, batch, plan.live[len(plan.live) // 2])
             for model, batch in itertools.product(models, plan.batches[:3])
         ]
         finalists = self._first_round(models, typical, configs)
         variants = [v for c in finalists for v in _variants(c, self.pdl)]
-        self._compile(models.values(), [*variants, (TODAY, False)])
+        self._compile(models.values(), [*variants, (TODAY, False, False)])
         best = self._final_rounds(models, finalists)
         if self._workers:
             self._workers.shutdown(wait=False, cancel_futures=True)
@@ -206,7 +216,7 @@ class Sweep:
         print(f"{len(self.failures)} failed; {time.perf_counter() - started:.0f} s")
         return {"best": best, "failures": self.failures, "measurements": self.rows}
 
-    def _compile(self, shapes: Iterable[Shape], tasks: list[tuple[RowsConfig, bool]]) -> None:
+    def _compile(self, shapes: Iterable[Shape], tasks: list[Task]) -> None:
         if self._workers is None:
             return
         begin = time.perf_counter()
@@ -224,18 +234,21 @@ class Sweep:
         print(f"compiled {len(tasks)} settings per model in {time.perf_counter() - begin:.0f} s")
 
     def _measure(
-        self, size: Size, config: RowsConfig, splits: int, *, pdl: bool, whole_layer: bool
+        self, size: Size, config: RowsConfig, splits: int, *, pdl: bool, stores: bool | None
     ) -> float:
-        """Return seconds per layer; infinite if it fails."""
+        """Return seconds per layer, without storing if `stores` is None; infinite if it fails."""
         out = torch.empty_like(size.query)
-        calls = (size.layers if whole_layer else size.attend)(config, splits, pdl, out)
+        if stores is False:
+            calls = size.store_and_attend(config, splits, pdl, out)
+        else:
+            calls = size.attend(config, splits, pdl, out, stores=bool(stores))
         labels = {**size.labels, **dataclasses.asdict(config), "splits": splits, "pdl": pdl}
         try:
             seconds = self.bench.time(calls)
         except Exception as error:  # one setting of many: out of shared memory, say
             self.failures.append(f"{_label(config)} splits {splits}: {error!r}")
             return math.inf
-        self.rows.append({**labels, "layer": whole_layer, "time_us": round(seconds * 1e6, 2)})
+        self.rows.append({**labels, "stores": stores, "time_us": round(seconds * 1e6, 2)})
         return seconds
 
     def _first_round(
@@ -254,7 +267,7 @@ class Sweep:
             for config in configs:
                 late = time.perf_counter() > end
                 found = [
-                    self._measure(size, config, splits, pdl=False, whole_layer=False)
+                    self._measure(size, config, splits, pdl=False, stores=None)
                     for splits in ([] if late else size.splits(config))
                 ]
                 times[config].append(min(found, default=math.inf))
@@ -277,10 +290,10 @@ class Sweep:
     ) -> list[dict[str, Any]]:
         plan, best_rows = self.bench.plan, []
         sizes = list(itertools.product(models, plan.batches, plan.live))
-        print("a layer (store, attend), us; today's; the best; what else changes it")
+        print("a layer (store, attend), us: today's, the best, and that with one thing changed")
         print(
             f"{'':15s}{'floor':>8s}{'today':>8s}{'best':>8s}  {'settings':22s}{'splits':>6s}"
-            f"{'no pdl':>8s}{'apart':>8s}{'evict':>8s}"
+            "  no pdl  store combine  evict"
         )
         begin = time.perf_counter()
         for number, (model, batch, live) in enumerate(sizes, 1):
@@ -291,7 +304,7 @@ class Sweep:
             print(
                 f"{size.name:15s}{size.floor * 1e6:8.1f}{row['today_us']:8.1f}{row['best_us']:8.1f}"
                 f"  {row['settings']:22s}{row['splits']:6d}"
-                + "".join(f"{row[k]:8.1f}" for k in ("no_pdl_us", "apart_us", "evict_us")),
+                + "".join(f"{row[k]:8.1f}" for k in CHANGES),
                 flush=True,
             )
         return best_rows
@@ -302,20 +315,24 @@ class Sweep:
         pairs, power = size.batch * size.shape.kv_heads, 1
         while power < MAX_SPLITS and pairs * power < wanted:
             power *= 2
-        today = self._measure(size, TODAY, power, pdl=False, whole_layer=True)
+        today = self._measure(size, TODAY, power, pdl=False, stores=False)
         found: dict[tuple[RowsConfig, int], float] = {}
         for config in finalists:
             for splits in size.splits(config):
                 if not found or time.perf_counter() < end:
                     found[config, splits] = self._measure(
-                        size, config, splits, pdl=self.pdl, whole_layer=True
+                        size, config, splits, pdl=self.pdl, stores=True
                     )
         config, splits = min(found, key=lambda key: found[key])
-        layer = partial(self._measure, size, whole_layer=True, splits=splits)
+        layer = partial(self._measure, size, splits=splits)
+        apart = dataclasses.replace(config, combines=False)
         changed = {
-            "no_pdl_us": layer(config=config, pdl=False),
-            "apart_us": layer(config=dataclasses.replace(config, combines=False), pdl=self.pdl),
-            "evict_us": layer(config=dataclasses.replace(config, evicts_first=True), pdl=self.pdl),
+            "no_pdl_us": layer(config=config, pdl=False, stores=True),
+            "store_us": layer(config=config, pdl=self.pdl, stores=False),
+            "combine_us": layer(config=apart, pdl=self.pdl, stores=True),
+            "evict_us": layer(
+                config=dataclasses.replace(config, evicts_first=True), pdl=self.pdl, stores=True
+            ),
         }
         self._check(size, config, splits)
         return {
@@ -332,25 +349,23 @@ class Sweep:
         """Combining inside, with dependent launch, must give what two plain kernels give."""
         outs = []
         for combines, pdl in ((True, self.pdl), (False, False)):
-            out = torch.empty_like(size.query)
+            outs.append(torch.empty_like(size.query))
             with suppress(Exception):  # noted where it was measured
-                calls = size.attend(
-                    dataclasses.replace(config, combines=combines), splits, pdl, out
-                )
-                for _ in range(3):
-                    calls[0]()
-            outs.append(out)
+                plain = dataclasses.replace(config, combines=combines)
+                for call in size.attend(plain, splits, pdl, outs[-1], stores=True):
+                    call()
         if not torch.equal(*outs):
             error = float((outs[0].float() - outs[1].float()).abs().max())
             self.failures.append(f"{size.name} {_label(config)}: results differ by {error}")
 
 
-def _variants(config: RowsConfig, pdl: bool) -> Iterator[tuple[RowsConfig, bool]]:
-    yield config, pdl
-    yield config, False
-    yield dataclasses.replace(config, combines=False), pdl
-    yield dataclasses.replace(config, combines=False), False
-    yield dataclasses.replace(config, evicts_first=True), pdl
+def _variants(config: RowsConfig, pdl: bool) -> Iterator[Task]:
+    yield config, pdl, True
+    yield config, False, True
+    yield config, pdl, False
+    yield dataclasses.replace(config, combines=False), pdl, True
+    yield dataclasses.replace(config, combines=False), False, True
+    yield dataclasses.replace(config, evicts_first=True), pdl, True
 
 
 def _label(config: RowsConfig) -> str:

@@ -33,8 +33,9 @@ class RowField(IntEnum):
 
     `SEQUENCE` is the row's line in the page table; `LOWER`, `UPPER`, `EXCL_LO` and `EXCL_HI` its
     range over the live tokens; `TOKEN_INDEX` its original token index; `LIVE_POSITION` its own
-    place among the live tokens; `SLOT` where its KV goes (-1: nowhere); `LAUNCH`
-    lists the rows that the split-KV kernel computes.
+    place among the live tokens; `SLOT` where its KV goes (-1: nowhere); `LAUNCH` lists the rows
+    that the split-KV kernel computes; `FIRST_NEW` is the place of the first token that the row's
+    sequence forwards in this step.
     """
 
     SEQUENCE = 0
@@ -46,6 +47,7 @@ class RowField(IntEnum):
     LIVE_POSITION = 6
     SLOT = 7
     LAUNCH = 8
+    FIRST_NEW = 9
 
 
 class TileField(IntEnum):
@@ -222,7 +224,7 @@ class RowsMetadata:
         rows[RowField.LOWER] = rows[RowField.EXCL_LO] = rows[RowField.EXCL_HI] = 0
         rows[RowField.UPPER] = decoding.num_live
         rows[RowField.TOKEN_INDEX] = decoding.index
-        rows[RowField.LIVE_POSITION] = live_position
+        rows[RowField.LIVE_POSITION] = rows[RowField.FIRST_NEW] = live_position
         rows[RowField.SLOT] = decoding.page_table[lines, page] * size + place
 
     def _write_rows(
@@ -255,6 +257,7 @@ class RowsMetadata:
         real[RowField.LOWER : RowField.EXCL_HI + 1] = ranges.T
         real[RowField.TOKEN_INDEX] = [i for s in sequences for i in s.indices]
         real[RowField.LIVE_POSITION] = position
+        real[RowField.FIRST_NEW] = np.repeat(first_position, counts)
         real[RowField.SLOT] = page_table[line_of_row, position // size] * size + position % size
 
     def _views(self, flat: Any) -> tuple[Any, Any, Any]:

@@ -70,19 +70,42 @@ def test_pages_and_windows(page_size, settings):
     assert relative_error(*run(case, scaling=0.25, **settings)) < 1e-5
 
 
-def attend_rows(case, *, launches=1, window=None, **options):
-    """Store, then attend by rows alone; also returns the counters of arrivals."""
+def attend_rows(case, *, launches=1, window=None, stores=True, **options):
+    """Store and attend by rows alone; also returns the counters of arrivals."""
     metadata = TritonBackend(case.pool, RowsCapacity.of(case.batch)).metadata
     metadata.fill(case.batch, use_tiles=False)
     keys, values, index = case.pool.keys[0], case.pool.values[0], case.pool.token_index
-    store_kv(case.key, case.value, keys, values, index, metadata)
+    new = (case.key, case.value)
+    if not stores:
+        store_kv(*new, keys, values, index, metadata)
     settings = {"scaling": 0.25, "softcap": None, "window": window, **options}
+    settings["store"] = new if stores else None
     outs = []
     for _ in range(launches):
         outs.append(torch.full(case.query.shape, float("nan")))
         rows_attention(case.query, keys, values, index, metadata, outs[-1], **settings)
     assert all(torch.equal(out, outs[0]) for out in outs)
     return outs[0], metadata.arrivals
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_attending_stores_what_storing_stores(window):
+    """Several rows of a sequence see each other, ahead too; one is new alone in its window."""
+    stored, outs = [], []
+    for stores in (False, True):
+        case = attention_case([(40, 7), (9, 9), (33, 1)], num_heads=2, num_kv_heads=2, key_dim=16)
+        expected_index = case.pool.token_index.clone()
+        slots = case.batch.slots
+        case.pool.token_index[slots] = -1
+        config = RowsConfig(block_n=16, num_warps=1, num_stages=1, by_page=True, looks_ahead=True)
+        out, _ = attend_rows(case, splits=2, config=config, window=window, stores=stores)
+        assert relative_error(out, dense_attention(case, scaling=0.25, window=window)) < 1e-5
+        assert torch.equal(case.pool.token_index, expected_index)
+        stored.append((case.pool.keys[0], case.pool.values[0]))
+        outs.append(out)
+    for apart, inside in zip(*stored, strict=True):
+        assert torch.equal(apart.nan_to_num(99.0), inside.nan_to_num(99.0))
+    assert relative_error(*outs) < 1e-6
 
 
 @pytest.mark.parametrize("splits", [1, 3, 32])

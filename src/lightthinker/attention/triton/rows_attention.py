@@ -4,7 +4,8 @@ A program computes one row, one KV head with all its query heads (padded to 16 f
 so that the group loads each key once), and one of the pieces that the row's keys are cut into; the
 last program of a row and KV head to finish adds the pieces, in their order (split-KV, as in
 Flash-Decoding). The largest number of pieces depends on the launch size alone, which lets a CUDA
-graph hold it; a row with fewer keys has fewer.
+graph hold it; a row with fewer keys has fewer. The last piece also stores the row's own key and
+value, and keys of the same step are read from where they come from, not from the pool.
 
 Invariant: keys and values that a row does not see are not loaded, so whatever freed pages or unused
 slots hold (NaN included) cannot reach the output. A row that sees nothing gets zeros. The counters
@@ -44,7 +45,10 @@ _EXCL_LO = tl.constexpr(int(RowField.EXCL_LO))
 _EXCL_HI = tl.constexpr(int(RowField.EXCL_HI))
 _TOKEN_INDEX = tl.constexpr(int(RowField.TOKEN_INDEX))
 _LIVE_POSITION = tl.constexpr(int(RowField.LIVE_POSITION))
+_SLOT = tl.constexpr(int(RowField.SLOT))
 _LAUNCH = tl.constexpr(int(RowField.LAUNCH))
+_FIRST_NEW = tl.constexpr(int(RowField.FIRST_NEW))
+_NEW_KEYS_TOGETHER = tl.constexpr(16)
 _PIECES_TOGETHER = tl.constexpr(8)
 
 
@@ -54,6 +58,8 @@ _PIECES_TOGETHER = tl.constexpr(8)
 )
 def _rows_kernel(
     query,
+    key,
+    value,
     key_pool,
     value_pool,
     token_index_pool,
@@ -71,10 +77,16 @@ def _rows_kernel(
     query_stride_t,
     query_stride_h,
     query_stride_d,
-    key_stride_n,
+    key_stride_t,
     key_stride_h,
-    value_stride_n,
+    key_stride_d,
+    value_stride_t,
     value_stride_h,
+    value_stride_d,
+    key_pool_stride_n,
+    key_pool_stride_h,
+    value_pool_stride_n,
+    value_pool_stride_h,
     out_stride_t,
     out_stride_h,
     NUM_KV_HEADS: tl.constexpr,
@@ -92,6 +104,7 @@ def _rows_kernel(
     EVICTION: tl.constexpr,
     WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    STORE: tl.constexpr,
     COMBINE: tl.constexpr,
     COMBINE_G: tl.constexpr,
     PDL: tl.constexpr,
@@ -118,14 +131,18 @@ def _rows_kernel(
         page_table + tl.load(field + _SEQUENCE * rows_stride).to(tl.int64) * page_table_stride
     )
 
+    old_upper = upper
+    if STORE:
+        # What this step writes is read where it comes from: storing it needs no launch before.
+        old_upper = tl.minimum(upper, tl.load(field + _FIRST_NEW * rows_stride))
     first = lower // ALIGNMENT * ALIGNMENT
-    num_keys = tl.maximum(upper - first, 0)
+    num_keys = tl.maximum(old_upper - first, 0)
     piece_keys = tl.maximum(tl.cdiv(tl.cdiv(num_keys, num_splits), BLOCK_N), 1) * BLOCK_N
     num_pieces = tl.maximum(tl.cdiv(num_keys, piece_keys), 1)
     if split >= num_pieces:
         return
     begin = first + split * piece_keys
-    end = tl.minimum(upper, begin + piece_keys)
+    end = tl.minimum(old_upper, begin + piece_keys)
 
     g = tl.arange(0, BLOCK_G)
     dk = tl.arange(0, BLOCK_DK)
@@ -140,8 +157,8 @@ def _rows_kernel(
         mask=(g < GROUP)[:, None] & (dk < KEY_DIM)[None, :],
         other=0.0,
     )
-    key_head = key_pool + kv_head * key_stride_h + dk[None, :]
-    value_head = value_pool + kv_head * value_stride_h + dv[None, :]
+    key_head = key_pool + kv_head * key_pool_stride_h + dk[None, :]
+    value_head = value_pool + kv_head * value_pool_stride_h + dv[None, :]
     maximum = tl.full([BLOCK_G], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     accumulated = tl.zeros([BLOCK_G, BLOCK_DV], tl.float32)
@@ -157,25 +174,65 @@ def _rows_kernel(
         if WINDOW > 0:
             visible &= tl.load(token_index_pool + slot, mask=visible, other=-1) >= oldest
         k = tl.load(
-            key_head + slot[:, None] * key_stride_n,
+            key_head + slot[:, None] * key_pool_stride_n,
             mask=visible[:, None] & (dk < KEY_DIM)[None, :],
             other=0.0,
             eviction_policy=EVICTION,
         )
-        products = tl.dot(q, tl.trans(k), input_precision="ieee")
-        scores = masked_log2_scores(products, visible[None, :], scale, softcap, HAS_SOFTCAP)
-        weights, earlier, maximum, total = softmax_step(scores, maximum, total)
         v = tl.load(
-            value_head + slot[:, None] * value_stride_n,
+            value_head + slot[:, None] * value_pool_stride_n,
             mask=visible[:, None] & (dv < VALUE_DIM)[None, :],
             other=0.0,
             eviction_policy=EVICTION,
         )
-        accumulated = accumulated * earlier[:, None]
-        accumulated += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        accumulated, maximum, total = _attend_block(
+            q, k, v, visible, accumulated, maximum, total, scale, softcap, HAS_SOFTCAP
+        )
         if AHEAD:
             # The next block's keys do not wait for their place to be looked up.
             pages = block_pages(page_table_line, start + BLOCK_N, end, PAGE_SIZE, BLOCK_N, BY_PAGE)
+
+    if STORE:  # noqa: SIM102  (Triton would compile both sides of an `and`)
+        if split == num_pieces - 1:
+            live_position = tl.load(field + _LIVE_POSITION * rows_stride)
+            new_key = key + kv_head * key_stride_h
+            new_value = value + kv_head * value_stride_h
+            new = tl.arange(0, _NEW_KEYS_TOGETHER)
+            for start in tl.range(
+                tl.maximum(lower, old_upper), upper, _NEW_KEYS_TOGETHER, num_stages=1
+            ):
+                position = start + new
+                new_row = row + position - live_position
+                visible = (position < upper) & ((position < excl_lo) | (position >= excl_hi))
+                if WINDOW > 0:
+                    index = rows + _TOKEN_INDEX * rows_stride + new_row
+                    visible &= tl.load(index, mask=visible, other=-1) >= oldest
+                k = tl.load(
+                    new_key + new_row[:, None] * key_stride_t + dk[None, :] * key_stride_d,
+                    mask=visible[:, None] & (dk < KEY_DIM)[None, :],
+                    other=0.0,
+                )
+                v = tl.load(
+                    new_value + new_row[:, None] * value_stride_t + dv[None, :] * value_stride_d,
+                    mask=visible[:, None] & (dv < VALUE_DIM)[None, :],
+                    other=0.0,
+                )
+                accumulated, maximum, total = _attend_block(
+                    q, k, v, visible, accumulated, maximum, total, scale, softcap, HAS_SOFTCAP
+                )
+            own_slot = tl.load(field + _SLOT * rows_stride).to(tl.int64)
+            if own_slot >= 0:
+                own_k = tl.load(new_key + row * key_stride_t + dk * key_stride_d, mask=dk < KEY_DIM)
+                target = key_pool + own_slot * key_pool_stride_n + kv_head * key_pool_stride_h + dk
+                tl.store(target, own_k, mask=dk < KEY_DIM)
+                own_v = tl.load(
+                    new_value + row * value_stride_t + dv * value_stride_d, mask=dv < VALUE_DIM
+                )
+                target = value_pool + own_slot * value_pool_stride_n
+                tl.store(target + kv_head * value_pool_stride_h + dv, own_v, mask=dv < VALUE_DIM)
+                if kv_head == 0:
+                    index = tl.load(field + _TOKEN_INDEX * rows_stride)
+                    tl.store(token_index_pool + own_slot, index.to(tl.int64))
 
     divisor = tl.where(total > 0, total, 1.0)
     result = accumulated / divisor[:, None]
@@ -208,6 +265,19 @@ def _rows_kernel(
                     VALUE_DIM,
                     BLOCK_DV,
                 )
+
+
+@triton.jit
+def _attend_block(
+    q, k, v, visible, accumulated, maximum, total, scale, softcap, HAS_SOFTCAP: tl.constexpr
+):
+    """Attend to one block of keys; what is not visible was not loaded."""
+    products = tl.dot(q, tl.trans(k), input_precision="ieee")
+    scores = masked_log2_scores(products, visible[None, :], scale, softcap, HAS_SOFTCAP)
+    weights, earlier, maximum, total = softmax_step(scores, maximum, total)
+    accumulated = accumulated * earlier[:, None]
+    accumulated += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+    return accumulated, maximum, total
 
 
 @triton.jit
@@ -276,6 +346,7 @@ def _combine_kernel(
     BLOCK_N: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     WINDOW: tl.constexpr,
+    STORE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
@@ -288,6 +359,8 @@ def _combine_kernel(
     upper = tl.load(field + _UPPER * rows_stride)
     if WINDOW > 0:
         lower = tl.maximum(lower, tl.load(field + _LIVE_POSITION * rows_stride) - WINDOW + 1)
+    if STORE:
+        upper = tl.minimum(upper, tl.load(field + _FIRST_NEW * rows_stride))
     num_keys = tl.maximum(upper - lower // ALIGNMENT * ALIGNMENT, 0)
     piece_keys = tl.maximum(tl.cdiv(tl.cdiv(num_keys, num_splits), BLOCK_N), 1) * BLOCK_N
     num_pieces = tl.maximum(tl.cdiv(num_keys, piece_keys), 1)
@@ -318,6 +391,7 @@ def rows_attention(
     scaling: float,
     softcap: float | None,
     window: int | None,
+    store: tuple[torch.Tensor, torch.Tensor] | None = None,
     splits: int | None = None,
     config: RowsConfig | None = None,
     pdl: bool | None = None,
@@ -334,6 +408,8 @@ def rows_attention(
         scaling: Factor of q.k.
         softcap: Scores become `softcap * tanh(score / softcap)`.
         window: Only tokens less than `window` original indices back are seen.
+        store: Keys [T, HK, DK] and values [T, HK, DV] of the step's rows, any strides, to be stored
+            too, if all T rows are launched; otherwise they have been (`store_kv`).
         splits: Most pieces of each row's keys; by default from the launch size.
         config: Launch settings; by default from the table.
         pdl: Programmatic dependent launch; by default where the device can.
@@ -350,6 +426,8 @@ def rows_attention(
         splits = num_splits(num_entries, num_kv_heads, num_multiprocessors(device))
     if pdl is None:
         pdl = pdl_supported(device)
+    assert store is None or metadata.num_launch_rows == len(query_THD) == len(store[0])
+    key_THD, value_THD = store or (query_THD, query_THD)
     num_programs = num_entries * num_kv_heads
     assert num_programs <= len(metadata.arrivals), (num_programs, metadata.arrivals.shape)
     num_lines = num_entries * num_heads * splits if splits > 1 else 0
@@ -364,10 +442,13 @@ def rows_attention(
         "BLOCK_N": config.block_n,
         "ALIGNMENT": min(page_size, config.block_n) if by_page else 1,
         "WINDOW": window or 0,
+        "STORE": store is not None,
         "PDL": pdl,
     }
     _rows_kernel[(num_programs, splits)](
         query_THD,
+        key_THD,
+        value_THD,
         key_pool_NHD,
         value_pool_NHD,
         token_index_N,
@@ -383,6 +464,8 @@ def rows_attention(
         metadata.rows.stride(0),
         metadata.page_table.stride(0),
         *query_THD.stride(),
+        *key_THD.stride(),
+        *value_THD.stride(),
         *key_pool_NHD.stride()[:2],
         *value_pool_NHD.stride()[:2],
         *out_THD.stride()[:2],
