@@ -32,7 +32,6 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 import triton
-from sweep_rows import Sweep
 
 from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
 from lightthinker.attention.rows_metadata import RowsCapacity, RowsMetadata
@@ -375,6 +374,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no CUDA device: only --smoke runs here")
     plan = SMOKE if options.smoke else Plan({m: MODELS[m] for m in options.models})
     if options.sweep:
+        from sweep_rows import Sweep
+
         configs = SMOKE_CONFIGS if options.smoke else ()
         plan = replace(plan, page_sizes=(16,), repeats=1 if options.smoke else 8, configs=configs)
     bench = Bench(plan, options.seed)

@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lightthinker.attention.rows_metadata import TILE_ROWS
-from lightthinker.attention.triton import rows_attention, sample, store_kv, tiled_attention
+from lightthinker.attention.triton import rows_kernel, sample, store_kv, tiled_attention
 from lightthinker.attention.triton.launch import next_power_of_two, rows_config, tile_config
 from lightthinker.kvcache import triton_compact
 
@@ -83,7 +83,9 @@ def compile_kernel(kernel: Any, constants: dict[str, Any], warps: int, stages: i
 
 def report(name: str, compiled: Any) -> dict[str, Any]:
     ptx = compiled.asm["ptx"]
-    wait, access = ptx.find("griddepcontrol.wait"), re.search(r"(?:ld|st|atom)\.global", ptx)
+    access = re.search(r"(?:ld|st|atom)\.global", ptx)
+    steps = [ptx.find("griddepcontrol.wait"), ptx.find("griddepcontrol.launch_dependents")]
+    steps.append(access.start() if access else -1)
     return {
         "kernel": name,
         "shared_bytes": compiled.metadata.shared,
@@ -92,7 +94,7 @@ def report(name: str, compiled: Any) -> dict[str, Any]:
         "wgmma": ptx.count("wgmma.mma_async"),
         "vector_loads": len(re.findall(r"ld\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
         "acquire_release": len(re.findall(r"atom\.global[.\w]*acq_rel", ptx)),
-        "waits_first": int(0 <= wait < (access.start() if access else 0)),
+        "waits_first": int(-1 not in steps and steps == sorted(steps)),
         "vector_stores": len(re.findall(r"st\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
     }
 
@@ -124,9 +126,7 @@ def attention_kernels(model: str, shape: Shape) -> Iterator[dict[str, Any]]:
         "COMBINE_G": next_power_of_two(shape.heads // shape.kv_heads),
         "PDL": True,
     }
-    compiled = compile_kernel(
-        rows_attention._rows_kernel, constants, rows.num_warps, rows.num_stages
-    )
+    compiled = compile_kernel(rows_kernel.rows_kernel, constants, rows.num_warps, rows.num_stages)
     yield report(f"rows {model}", compiled)
     config = tile_config(dim, itemsize)
     tiled = {

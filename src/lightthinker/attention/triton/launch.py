@@ -98,8 +98,10 @@ def num_splits(num_rows: int, num_kv_heads: int, num_multiprocessors: int) -> in
 def pdl_supported(device: torch.device) -> bool:
     """Whether kernels on `device` may begin before those ahead of them have ended.
 
-    That is programmatic dependent launch (sm_90 and later): a kernel launched so must call
-    `gdc_wait` before it touches memory, which waits for the end of all kernels ahead. Off in
+    That is programmatic dependent launch (sm_90 and later). A kernel launched so first calls
+    `gdc_wait`, which waits for the end of the kernel ahead, then `gdc_launch_dependents`, which
+    lets the next one begin. In this order whatever runs knows that all but the kernel right ahead
+    of it have ended, which Inductor's kernels rely on if theirs are launched so, too. Off in
     Triton's interpreter, and with LIGHTTHINKER_PDL=0 in the environment.
     """
     if device.type != "cuda" or torch.version.cuda is None:

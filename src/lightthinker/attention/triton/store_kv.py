@@ -48,8 +48,8 @@ def _store_kv_kernel(
     PDL: tl.constexpr,
 ):
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(rows + _SLOT * rows_stride + row).to(tl.int64)
     if slot >= 0:
