@@ -175,18 +175,19 @@ class Bench:
 
     def step(self, batch: int, live: int, num_rows: int, page_size: int) -> PagedBatch:
         """Return `batch` sequences of `live` tokens each, pages scattered over the pool."""
-        pages_each = -(-live // page_size)
-        pages = list(range(batch * pages_each))
+        return self.ragged_step([live] * batch, num_rows, page_size)
+
+    def ragged_step(self, lengths: list[int], num_rows: int, page_size: int) -> PagedBatch:
+        """Return sequences of these lengths, pages scattered over the pool."""
+        counts = [-(-live // page_size) for live in lengths]
+        pages = list(range(sum(counts)))
         self.random.shuffle(pages)
-        sequences = [
-            SequenceRows(
-                [Row(0, p + 1, 0, 0) for p in range(live - num_rows, live)],
-                list(range(live - num_rows, live)),
-                PageList(pages[i * pages_each : (i + 1) * pages_each]),
-                live,
-            )
-            for i in range(batch)
-        ]
+        sequences = []
+        for live, count in zip(lengths, counts, strict=True):
+            own, pages = pages[:count], pages[count:]
+            first = live - num_rows
+            rows = [Row(0, p + 1, 0, 0) for p in range(first, live)]
+            sequences.append(SequenceRows(rows, list(range(first, live)), PageList(own), live))
         return PagedBatch(sequences, page_size, DEVICE)
 
     def metadata(self, step: PagedBatch, page_size: int, kv_heads: int = 1) -> RowsMetadata:

@@ -10,6 +10,7 @@ fails is noted and left out.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
 import math
 import multiprocessing
@@ -94,17 +95,25 @@ class Size:
         batch: Sequences, one row each.
         live: Live tokens of each.
         page_size: Tokens per page.
+        lengths: Live tokens of each, where they differ; `live` is their mean.
     """
 
     def __init__(
-        self, bench: Bench, model: str, shape: Shape, batch: int, live: int, page_size: int
+        self,
+        bench: Bench,
+        model: str,
+        shape: Shape,
+        batch: int,
+        live: int,
+        page_size: int,
+        lengths: list[int] | None = None,
     ):
         self.bench, self.shape = bench, shape
         self.batch, self.live = batch, live
         self.labels = {"model": model, "batch": batch, "live": live, "page_size": page_size}
         self.floor = batch * live * shape.token_bytes / 3.0e12
-        self.pool = bench.pool(shape, batch * (live + page_size), page_size)
-        step = bench.step(batch, live, 1, page_size)
+        self.pool = bench.pool(shape, sum(lengths or [batch * live]) + batch * page_size, page_size)
+        step = bench.ragged_step(lengths or [live] * batch, 1, page_size)
         self.metadata = bench.metadata(step, page_size, shape.kv_heads)
         like = self.pool.keys[0]
         self.query = torch.randn(
@@ -193,6 +202,7 @@ class Sweep:
         """Measure everything; returns the best per size."""
         plan = self.bench.plan
         started = time.perf_counter()
+        gc.freeze()  # torch may collect garbage before each of a thousand captures
         if self.on_cuda:
             self._workers = ProcessPoolExecutor(
                 max(1, min(MAX_WORKERS, (os.cpu_count() or 2) - 1)),
@@ -209,6 +219,8 @@ class Sweep:
         variants = [v for c in finalists for v in _variants(c, self.pdl)]
         self._compile(models.values(), [*variants, (TODAY, False, False)])
         best = self._final_rounds(models, finalists)
+        self._ragged_round(models, finalists[0])
+        gc.unfreeze()
         if self._workers:
             self._workers.shutdown(wait=False, cancel_futures=True)
         for failure in self.failures[:MAX_FAILURES_SHOWN]:
@@ -344,6 +356,25 @@ class Sweep:
             "splits": splits,
             **{name: round(seconds * 1e6, 2) for name, seconds in changed.items()},
         }
+
+    def _ragged_round(self, models: dict[str, Shape], config: RowsConfig) -> None:
+        """Measure numbers of splits where lengths differ, as in staggered requests."""
+        plan = self.bench.plan
+        live = plan.live[len(plan.live) // 2]
+        print(
+            f"lengths from {live // 16} to {2 * live - live // 16}, {_label(config)}: us at splits"
+        )
+        for model, batch in itertools.product(models, plan.batches[-3:]):
+            spread = range(live // 16, 2 * live - live // 16 + 1)
+            lengths = [self.bench.random.choice(spread) for _ in range(batch)]
+            size = Size(self.bench, model, models[model], batch, live, self.page_size, lengths)
+            size.labels["ragged"] = True
+            times = {
+                splits: self._measure(size, config, splits, pdl=self.pdl, stores=True)
+                for splits in sorted({*size.splits(config), 1, 2, 4, 8})
+            }
+            found = "  ".join(f"{splits}: {t * 1e6:.1f}" for splits, t in times.items())
+            print(f"{size.name:15s} mean {sum(lengths) / batch:.0f}  {found}", flush=True)
 
     def _check(self, size: Size, config: RowsConfig, splits: int) -> None:
         """Combining inside, with dependent launch, must give what two plain kernels give."""
