@@ -49,23 +49,27 @@ CHANGES = ("no_pdl_us", "store_us", "combine_us", "evict_us")
 NUM_FINALISTS = 4
 MAX_WORKERS = 14
 MAX_FAILURES_SHOWN = 6
-TODAY = RowsConfig(block_n=64, num_warps=4, num_stages=3, combines=False)
+BEFORE = RowsConfig(block_n=64, num_warps=4, num_stages=3, combines=False)
 
 
 def all_configs() -> list[RowsConfig]:
     """Return every setting of the first round; all of them combine inside."""
+    plain = [
+        RowsConfig(block_n=64, num_warps=4, num_stages=stages, max_registers=128)
+        for stages in (3, 5)
+    ]
     shapes = [
-        *itertools.product((16,), (1, 2), (4, 6, 8)),
-        *itertools.product((32,), (2, 4), (3, 4, 6)),
-        *itertools.product((64,), (4, 8), (3, 4, 5)),
-        *itertools.product((64,), (2,), (3, 4)),
-        *itertools.product((128,), (4, 8), (3,)),
+        *itertools.product((32,), (2,), (3, 4), (None,)),
+        *itertools.product((32,), (4,), (2, 3, 4), (None, 96)),
+        *itertools.product((64,), (4,), (2, 3, 4), (None, 128)),
+        *itertools.product((64,), (8,), (2, 3), (None, 80)),
     ]
     ahead = [
-        RowsConfig(block_n=n, num_warps=w, num_stages=s, looks_ahead=True, by_page=by_page)
-        for (n, w, s), by_page in itertools.product(shapes, (False, True))
+        RowsConfig(
+            block_n=n, num_warps=w, num_stages=s, looks_ahead=True, by_page=True, max_registers=r
+        )
+        for n, w, s, r in shapes
     ]
-    plain = [RowsConfig(block_n=64, num_warps=4, num_stages=s) for s in (3, 5)]
     return [*plain, *ahead]
 
 
@@ -119,6 +123,7 @@ class Size:
         self.query = torch.randn(
             batch, shape.heads, shape.dim, device=like.device, dtype=like.dtype
         )
+        self.between = torch.zeros(1024, device=like.device)
         self.kv = torch.randn(
             batch, shape.kv_heads, shape.dim, device=like.device, dtype=like.dtype
         )
@@ -146,17 +151,19 @@ class Size:
             for keys, values in zip(self.pool.keys, self.pool.values, strict=True)
         ]  # fmt: skip
 
-    def store_and_attend(
-        self, config: RowsConfig, splits: int, pdl: bool, out: torch.Tensor
+    def layers(
+        self, config: RowsConfig, splits: int, pdl: bool, out: torch.Tensor, *, stores: bool
     ) -> list[Any]:
-        """Return one call per layer: store, attend."""
+        """Return one call per layer: a short kernel, as RoPE's; store, if apart; attend."""
 
         def layer(attend: Callable[[], None], keys: torch.Tensor, values: torch.Tensor) -> None:
+            self.between.add_(1.0)
             index = self.pool.token_index
-            store_kv(self.kv, self.kv, keys, values, index, self.metadata, pdl=pdl)
+            if not stores:
+                store_kv(self.kv, self.kv, keys, values, index, self.metadata, pdl=pdl)
             attend()
 
-        attends = self.attend(config, splits, pdl, out)
+        attends = self.attend(config, splits, pdl, out, stores=stores)
         return [
             partial(layer, *each)
             for each in zip(attends, self.pool.keys, self.pool.values, strict=True)
@@ -169,10 +176,7 @@ def compile_for(bench: Bench, shape: Shape, page_size: int, tasks: list[Task]) -
     out = torch.empty_like(size.query)
     for config, pdl, stores in tasks:
         with suppress(Exception):  # it fails again, and is noted, where it is measured
-            if stores:
-                size.attend(config, 2, pdl, out, stores=True)[0]()
-            else:
-                size.store_and_attend(config, 2, pdl, out)[0]()
+            size.layers(config, 2, pdl, out, stores=stores)[0]()
 
 
 def _work(shape_items: dict[str, int], page_size: int, tasks: list[Task]) -> None:
@@ -210,14 +214,14 @@ class Sweep:
             )
         models = {m: plan.models[m] for m in MODELS if m in plan.models} or plan.models
         configs = list(plan.configs or all_configs())
-        self._compile(models.values(), [(c, False, False) for c in configs])
+        self._compile(models.values(), [(c, False, True) for c in configs])
         typical = [
             (model, batch, plan.live[len(plan.live) // 2])
             for model, batch in itertools.product(models, plan.batches[:3])
         ]
         finalists = self._first_round(models, typical, configs)
         variants = [v for c in finalists for v in _variants(c, self.pdl)]
-        self._compile(models.values(), [*variants, (TODAY, False, False)])
+        self._compile(models.values(), [*variants, (BEFORE, False, False)])
         best = self._final_rounds(models, finalists)
         self._ragged_round(models, finalists[0])
         gc.unfreeze()
@@ -248,12 +252,12 @@ class Sweep:
     def _measure(
         self, size: Size, config: RowsConfig, splits: int, *, pdl: bool, stores: bool | None
     ) -> float:
-        """Return seconds per layer, without storing if `stores` is None; infinite if it fails."""
+        """Return seconds per layer (of attention alone: `stores` None); infinite if it fails."""
         out = torch.empty_like(size.query)
-        if stores is False:
-            calls = size.store_and_attend(config, splits, pdl, out)
+        if stores is None:
+            calls = size.attend(config, splits, pdl, out, stores=True)
         else:
-            calls = size.attend(config, splits, pdl, out, stores=bool(stores))
+            calls = size.layers(config, splits, pdl, out, stores=stores)
         labels = {**size.labels, **dataclasses.asdict(config), "splits": splits, "pdl": pdl}
         try:
             seconds = self.bench.time(calls)
@@ -289,11 +293,13 @@ class Sweep:
             for config, column in times.items()
         }
         ranked = sorted(configs, key=lambda c: math.prod(min(r, 9.0) for r in ratios[c]))
-        print("attention alone, us of the best and each over it (block warps stages page ahead)")
-        print(f"{'':22s}" + "".join(f"{name:>14s}" for name in names))
-        print(f"{'best':22s}" + "".join(f"{t * 1e6:14.1f}" for t in best))
+        print(
+            "attention alone, us of the best and each over it: block, warps, stages, page or key, ahead"
+        )
+        print(f"{'':23s}" + "".join(f"{name:>14s}" for name in names))
+        print(f"{'best':23s}" + "".join(f"{t * 1e6:14.1f}" for t in best))
         for config in ranked:
-            print(f"{_label(config):22s}" + "".join(f"{r:14.2f}" for r in ratios[config]))
+            print(f"{_label(config):23s}" + "".join(f"{r:14.2f}" for r in ratios[config]))
         winners = [min(configs, key=lambda c: ratios[c][i]) for i in range(len(sizes))]
         return list(dict.fromkeys([*ranked[:NUM_FINALISTS], *winners]))[: NUM_FINALISTS + 3]
 
@@ -302,9 +308,9 @@ class Sweep:
     ) -> list[dict[str, Any]]:
         plan, best_rows = self.bench.plan, []
         sizes = list(itertools.product(models, plan.batches, plan.live))
-        print("a layer (store, attend), us: today's, the best, and that with one thing changed")
+        print("a short kernel and attention, us: before, the best, that with one thing changed")
         print(
-            f"{'':15s}{'floor':>8s}{'today':>8s}{'best':>8s}  {'settings':22s}{'splits':>6s}"
+            f"{'':15s}{'floor':>8s}{'before':>8s}{'best':>8s}  {'settings':23s}{'splits':>6s}"
             "  no pdl  store combine  evict"
         )
         begin = time.perf_counter()
@@ -314,8 +320,8 @@ class Sweep:
             row = self._final(size, finalists, end)
             best_rows.append(row)
             print(
-                f"{size.name:15s}{size.floor * 1e6:8.1f}{row['today_us']:8.1f}{row['best_us']:8.1f}"
-                f"  {row['settings']:22s}{row['splits']:6d}"
+                f"{size.name:15s}{size.floor * 1e6:8.1f}{row['before_us']:8.1f}"
+                f"{row['best_us']:8.1f}  {row['settings']:23s}{row['splits']:6d}"
                 + "".join(f"{row[k]:8.1f}" for k in CHANGES),
                 flush=True,
             )
@@ -327,7 +333,7 @@ class Sweep:
         pairs, power = size.batch * size.shape.kv_heads, 1
         while power < MAX_SPLITS and pairs * power < wanted:
             power *= 2
-        today = self._measure(size, TODAY, power, pdl=False, stores=False)
+        before = self._measure(size, BEFORE, power, pdl=False, stores=False)
         found: dict[tuple[RowsConfig, int], float] = {}
         for config in finalists:
             for splits in size.splits(config):
@@ -350,7 +356,7 @@ class Sweep:
         return {
             **size.labels,
             "floor_us": round(size.floor * 1e6, 2),
-            "today_us": round(today * 1e6, 2),
+            "before_us": round(before * 1e6, 2),
             "best_us": round(found[config, splits] * 1e6, 2),
             "settings": _label(config),
             "splits": splits,
@@ -400,5 +406,7 @@ def _variants(config: RowsConfig, pdl: bool) -> Iterator[Task]:
 
 
 def _label(config: RowsConfig) -> str:
-    flags = f"{'page' if config.by_page else 'key'} {'ahead' if config.looks_ahead else '-'}"
-    return f"{config.block_n} {config.num_warps} {config.num_stages} {flags}"
+    lookup = "page" if config.by_page else "key"
+    ahead = "ahead" if config.looks_ahead else "-"
+    sizes = f"{config.block_n} {config.num_warps} {config.num_stages}"
+    return f"{sizes} {lookup} {ahead} {config.max_registers or ''}"

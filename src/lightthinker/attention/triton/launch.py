@@ -44,12 +44,14 @@ class RowsConfig(KernelConfig):
         by_page: Read a page's number once, not once per key, where block and page sizes allow.
         looks_ahead: Read the next block's page numbers while this block is computed.
         evicts_first: Let keys and values leave the L2 cache before anything else.
+        max_registers: Registers of a thread at most, so that more programs share a multiprocessor.
         combines: The last program of a row adds the pieces; otherwise a second kernel does.
     """
 
     by_page: bool = False
     looks_ahead: bool = False
     evicts_first: bool = False
+    max_registers: int | None = None
     combines: bool = True
 
     def looks_up_pages(self, page_size: int) -> bool:

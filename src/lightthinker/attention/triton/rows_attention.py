@@ -66,7 +66,9 @@ def rows_attention(
         splits = num_splits(num_entries, num_kv_heads, num_multiprocessors(device))
     if pdl is None:
         pdl = pdl_supported(device)
-    assert store is None or metadata.num_launch_rows == len(query_THD) == len(store[0])
+    if store is not None:
+        assert metadata.num_launch_rows == len(query_THD) == len(store[0]) == len(store[1])
+        assert metadata.num_tiles == 0
     key_THD, value_THD = store or (query_THD, query_THD)
     num_programs = num_entries * num_kv_heads
     assert num_programs <= len(metadata.arrivals), (num_programs, metadata.arrivals.shape)
@@ -124,6 +126,7 @@ def rows_attention(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **pdl_options(pdl),
+        **({"maxnreg": config.max_registers} if config.max_registers else {}),
     )
     if splits > 1 and not config.combines:
         combine_kernel[(num_programs,)](

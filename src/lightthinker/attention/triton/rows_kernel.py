@@ -106,35 +106,25 @@ def rows_kernel(
     row_and_head = tl.program_id(0)
     split = tl.program_id(1)
     kv_head = row_and_head % NUM_KV_HEADS
-    row = tl.load(rows + _LAUNCH * rows_stride + row_and_head // NUM_KV_HEADS).to(tl.int64)
+    # Loads that need nothing but the row come first and together: a short step is all latency.
+    row = (row_and_head // NUM_KV_HEADS).to(tl.int64)
+    if not STORE:
+        row = tl.load(rows + _LAUNCH * rows_stride + row).to(tl.int64)
     field = rows + row
     lower = tl.load(field + _LOWER * rows_stride)
     upper = tl.load(field + _UPPER * rows_stride)
     excl_lo = tl.load(field + _EXCL_LO * rows_stride)
     excl_hi = tl.load(field + _EXCL_HI * rows_stride)
+    sequence = tl.load(field + _SEQUENCE * rows_stride).to(tl.int64)
     oldest = 0
-    if WINDOW > 0:
-        # Original indices grow at least as fast as live positions, so whatever lies WINDOW live
-        # tokens back is outside; what lies nearer is decided by its index.
-        oldest = tl.load(field + _TOKEN_INDEX * rows_stride) - WINDOW + 1
-        lower = tl.maximum(lower, tl.load(field + _LIVE_POSITION * rows_stride) - WINDOW + 1)
-    page_table_line = (
-        page_table + tl.load(field + _SEQUENCE * rows_stride).to(tl.int64) * page_table_stride
-    )
-
+    if WINDOW > 0 or STORE:
+        live_position = tl.load(field + _LIVE_POSITION * rows_stride)
+        token_index = tl.load(field + _TOKEN_INDEX * rows_stride)
     old_upper = upper
     if STORE:
+        own_slot = tl.load(field + _SLOT * rows_stride).to(tl.int64)
         # What this step writes is read where it comes from: storing it needs no launch before.
         old_upper = tl.minimum(upper, tl.load(field + _FIRST_NEW * rows_stride))
-    first = lower // ALIGNMENT * ALIGNMENT
-    num_keys = tl.maximum(old_upper - first, 0)
-    piece_keys = tl.maximum(tl.cdiv(tl.cdiv(num_keys, num_splits), BLOCK_N), 1) * BLOCK_N
-    num_pieces = tl.maximum(tl.cdiv(num_keys, piece_keys), 1)
-    if split >= num_pieces:
-        return
-    begin = first + split * piece_keys
-    end = tl.minimum(old_upper, begin + piece_keys)
-
     g = tl.arange(0, BLOCK_G)
     dk = tl.arange(0, BLOCK_DK)
     dv = tl.arange(0, BLOCK_DV)
@@ -148,12 +138,67 @@ def rows_kernel(
         mask=(g < GROUP)[:, None] & (dk < KEY_DIM)[None, :],
         other=0.0,
     )
-    key_head = key_pool + kv_head * key_pool_stride_h + dk[None, :]
-    value_head = value_pool + kv_head * value_pool_stride_h + dv[None, :]
+
+    if WINDOW > 0:
+        # Original indices grow at least as fast as live positions, so whatever lies WINDOW live
+        # tokens back is outside; what lies nearer is decided by its index.
+        oldest = token_index - WINDOW + 1
+        lower = tl.maximum(lower, live_position - WINDOW + 1)
+    first = lower // ALIGNMENT * ALIGNMENT
+    num_keys = tl.maximum(old_upper - first, 0)
+    piece_keys = tl.maximum(tl.cdiv(tl.cdiv(num_keys, num_splits), BLOCK_N), 1) * BLOCK_N
+    num_pieces = tl.maximum(tl.cdiv(num_keys, piece_keys), 1)
+    if split >= num_pieces:
+        return
+    begin = first + split * piece_keys
+    end = tl.minimum(old_upper, begin + piece_keys)
+    page_table_line = page_table + sequence * page_table_stride
+    pages = block_pages(page_table_line, begin, end, PAGE_SIZE, BLOCK_N, BY_PAGE)
+
     maximum = tl.full([BLOCK_G], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     accumulated = tl.zeros([BLOCK_G, BLOCK_DV], tl.float32)
-    pages = block_pages(page_table_line, begin, end, PAGE_SIZE, BLOCK_N, BY_PAGE)
+    if STORE:  # noqa: SIM102  (Triton would compile both sides of an `and`)
+        if split == num_pieces - 1:
+            new_key = key + kv_head * key_stride_h
+            new_value = value + kv_head * value_stride_h
+            new = tl.arange(0, _NEW_KEYS_TOGETHER)
+            for start in tl.range(
+                tl.maximum(lower, old_upper), upper, _NEW_KEYS_TOGETHER, num_stages=1
+            ):
+                position = start + new
+                new_row = row + position - live_position
+                visible = (position < upper) & ((position < excl_lo) | (position >= excl_hi))
+                if WINDOW > 0:
+                    index = rows + _TOKEN_INDEX * rows_stride + new_row
+                    visible &= tl.load(index, mask=visible, other=-1) >= oldest
+                k = tl.load(
+                    new_key + new_row[:, None] * key_stride_t + dk[None, :] * key_stride_d,
+                    mask=visible[:, None] & (dk < KEY_DIM)[None, :],
+                    other=0.0,
+                )
+                v = tl.load(
+                    new_value + new_row[:, None] * value_stride_t + dv[None, :] * value_stride_d,
+                    mask=visible[:, None] & (dv < VALUE_DIM)[None, :],
+                    other=0.0,
+                )
+                accumulated, maximum, total = _attend_block(
+                    q, k, v, visible, accumulated, maximum, total, scale, softcap, HAS_SOFTCAP
+                )
+            if own_slot >= 0:
+                own_k = tl.load(new_key + row * key_stride_t + dk * key_stride_d, mask=dk < KEY_DIM)
+                own_v = tl.load(
+                    new_value + row * value_stride_t + dv * value_stride_d, mask=dv < VALUE_DIM
+                )
+                target = key_pool + own_slot * key_pool_stride_n + kv_head * key_pool_stride_h + dk
+                tl.store(target, own_k, mask=dk < KEY_DIM)
+                target = value_pool + own_slot * value_pool_stride_n
+                tl.store(target + kv_head * value_pool_stride_h + dv, own_v, mask=dv < VALUE_DIM)
+                if kv_head == 0:
+                    tl.store(token_index_pool + own_slot, token_index.to(tl.int64))
+
+    key_head = key_pool + kv_head * key_pool_stride_h + dk[None, :]
+    value_head = value_pool + kv_head * value_pool_stride_h + dv[None, :]
     for start in range(begin, end, BLOCK_N):
         if not AHEAD:
             pages = block_pages(page_table_line, start, end, PAGE_SIZE, BLOCK_N, BY_PAGE)
@@ -182,48 +227,6 @@ def rows_kernel(
         if AHEAD:
             # The next block's keys do not wait for their place to be looked up.
             pages = block_pages(page_table_line, start + BLOCK_N, end, PAGE_SIZE, BLOCK_N, BY_PAGE)
-
-    if STORE:  # noqa: SIM102  (Triton would compile both sides of an `and`)
-        if split == num_pieces - 1:
-            live_position = tl.load(field + _LIVE_POSITION * rows_stride)
-            new_key = key + kv_head * key_stride_h
-            new_value = value + kv_head * value_stride_h
-            new = tl.arange(0, _NEW_KEYS_TOGETHER)
-            for start in tl.range(
-                tl.maximum(lower, old_upper), upper, _NEW_KEYS_TOGETHER, num_stages=1
-            ):
-                position = start + new
-                new_row = row + position - live_position
-                visible = (position < upper) & ((position < excl_lo) | (position >= excl_hi))
-                if WINDOW > 0:
-                    index = rows + _TOKEN_INDEX * rows_stride + new_row
-                    visible &= tl.load(index, mask=visible, other=-1) >= oldest
-                k = tl.load(
-                    new_key + new_row[:, None] * key_stride_t + dk[None, :] * key_stride_d,
-                    mask=visible[:, None] & (dk < KEY_DIM)[None, :],
-                    other=0.0,
-                )
-                v = tl.load(
-                    new_value + new_row[:, None] * value_stride_t + dv[None, :] * value_stride_d,
-                    mask=visible[:, None] & (dv < VALUE_DIM)[None, :],
-                    other=0.0,
-                )
-                accumulated, maximum, total = _attend_block(
-                    q, k, v, visible, accumulated, maximum, total, scale, softcap, HAS_SOFTCAP
-                )
-            own_slot = tl.load(field + _SLOT * rows_stride).to(tl.int64)
-            if own_slot >= 0:
-                own_k = tl.load(new_key + row * key_stride_t + dk * key_stride_d, mask=dk < KEY_DIM)
-                target = key_pool + own_slot * key_pool_stride_n + kv_head * key_pool_stride_h + dk
-                tl.store(target, own_k, mask=dk < KEY_DIM)
-                own_v = tl.load(
-                    new_value + row * value_stride_t + dv * value_stride_d, mask=dv < VALUE_DIM
-                )
-                target = value_pool + own_slot * value_pool_stride_n
-                tl.store(target + kv_head * value_pool_stride_h + dv, own_v, mask=dv < VALUE_DIM)
-                if kv_head == 0:
-                    index = tl.load(field + _TOKEN_INDEX * rows_stride)
-                    tl.store(token_index_pool + own_slot, index.to(tl.int64))
 
     divisor = tl.where(total > 0, total, 1.0)
     result = accumulated / divisor[:, None]
