@@ -293,9 +293,7 @@ class Sweep:
             for config, column in times.items()
         }
         ranked = sorted(configs, key=lambda c: math.prod(min(r, 9.0) for r in ratios[c]))
-        print(
-            "attention alone, us of the best and each over it: block, warps, stages, page or key, ahead"
-        )
+        print("attention, us of the best, each over it: block, warps, stages, page or key, ahead")
         print(f"{'':23s}" + "".join(f"{name:>14s}" for name in names))
         print(f"{'best':23s}" + "".join(f"{t * 1e6:14.1f}" for t in best))
         for config in ranked:
