@@ -6,7 +6,7 @@ the graph's own launch. "(host)" rows are CPU time spent to fill a step's metada
 and, as the last line, one JSON object.
 
     python benchmarks/bench_kernels.py --output results/bench_kernels.json
-    python benchmarks/bench_kernels.py --sweep              # block sizes, warps, stages, splits
+    python benchmarks/bench_kernels.py --sweep              # launch settings (sweep_rows.py)
     python benchmarks/bench_kernels.py --smoke              # seconds, on a CPU, in the interpreter
 """
 
@@ -21,8 +21,8 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,7 @@ import triton
 
 from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
 from lightthinker.attention.rows_metadata import RowsCapacity, RowsMetadata
-from lightthinker.attention.triton.launch import (
-    KernelConfig,
-    num_multiprocessors,
-    num_splits,
-    rows_config,
-)
+from lightthinker.attention.triton.launch import RowsConfig
 from lightthinker.attention.triton.rows_attention import rows_attention
 from lightthinker.attention.triton.sample import sample
 from lightthinker.attention.triton.sampling_batch import RowSampling, SamplingBatch
@@ -95,13 +90,12 @@ class Plan:
     vocab: int = 152_064
     moves: tuple[int, ...] = (10, 512)
     repeats: int = 20
-    configs: tuple[KernelConfig, ...] = ()
+    configs: tuple[RowsConfig, ...] = ()
 
 
 SMOKE = Plan(SMOKE_MODELS, (2,), (24,), (1, 16), ((40, 48),), 300, (4,), 1)
-SWEEP_CONFIGS = tuple(
-    KernelConfig(block_n=n, num_warps=w, num_stages=s)
-    for n, w, s in itertools.product((32, 64, 128), (2, 4, 8), (1, 3, 5))
+SMOKE_CONFIGS = tuple(
+    RowsConfig(block_n=16, num_warps=1, num_stages=1, looks_ahead=ahead) for ahead in (False, True)
 )
 
 
@@ -181,24 +175,26 @@ class Bench:
 
     def step(self, batch: int, live: int, num_rows: int, page_size: int) -> PagedBatch:
         """Return `batch` sequences of `live` tokens each, pages scattered over the pool."""
-        pages_each = -(-live // page_size)
-        pages = list(range(batch * pages_each))
+        return self.ragged_step([live] * batch, num_rows, page_size)
+
+    def ragged_step(self, lengths: list[int], num_rows: int, page_size: int) -> PagedBatch:
+        """Return sequences of these lengths, pages scattered over the pool."""
+        counts = [-(-live // page_size) for live in lengths]
+        pages = list(range(sum(counts)))
         self.random.shuffle(pages)
-        sequences = [
-            SequenceRows(
-                [Row(0, p + 1, 0, 0) for p in range(live - num_rows, live)],
-                list(range(live - num_rows, live)),
-                PageList(pages[i * pages_each : (i + 1) * pages_each]),
-                live,
-            )
-            for i in range(batch)
-        ]
+        sequences = []
+        for live, count in zip(lengths, counts, strict=True):
+            own, pages = pages[:count], pages[count:]
+            first = live - num_rows
+            rows = [Row(0, p + 1, 0, 0) for p in range(first, live)]
+            sequences.append(SequenceRows(rows, list(range(first, live)), PageList(own), live))
         return PagedBatch(sequences, page_size, DEVICE)
 
-    def metadata(self, step: PagedBatch, page_size: int) -> RowsMetadata:
+    def metadata(self, step: PagedBatch, page_size: int, kv_heads: int = 1) -> RowsMetadata:
         """Return the step's filled device buffers."""
-        capacity = RowsCapacity.of(step)
-        metadata = RowsMetadata(capacity, page_size=page_size, device=DEVICE)
+        metadata = RowsMetadata(
+            RowsCapacity.of(step), page_size=page_size, device=DEVICE, counters_per_row=kv_heads
+        )
         metadata.fill(step)
         return metadata
 
@@ -214,12 +210,6 @@ def attention_launches(
     ]
 
 
-def split_choices(bench: Bench, auto: int) -> Iterator[int]:
-    yield auto
-    if bench.plan.configs:
-        yield from (s for s in (1, 2, 4, 8, 16, 32, 64) if s != auto)
-
-
 def bench_rows(bench: Bench) -> None:
     """Decode: one row per sequence; the floor is reading its K and V once."""
     plan = bench.plan
@@ -227,29 +217,17 @@ def bench_rows(bench: Bench) -> None:
         plan.models.items(), plan.page_sizes, plan.batches, plan.live
     ):
         pool = bench.pool(shape, batch * (live + page_size), page_size)
-        step = bench.step(batch, live, 1, page_size)
-        metadata = bench.metadata(step, page_size)
+        metadata = bench.metadata(bench.step(batch, live, 1, page_size), page_size, shape.kv_heads)
         query = torch.randn(batch, shape.heads, shape.dim, device=DEVICE, dtype=DTYPE)
-        floor = batch * live * shape.token_bytes / BANDWIDTH
-        auto = num_splits(batch, shape.kv_heads, num_multiprocessors(DEVICE))
-        standard = rows_config(shape.dim, DTYPE.itemsize)
-        labels = {"model": model, "batch": batch, "live": live, "page_size": page_size}
-        for splits in split_choices(bench, auto):
-            for config in (standard, *(c for c in plan.configs if c != standard)):
-                launches = attention_launches(
-                    pool, metadata, query, rows_attention, splits=splits, config=config
-                )
-                bench.add(
-                    "rows_attention",
-                    bench.time(launches),
-                    floor=floor,
-                    **labels,
-                    splits=splits,
-                    block_n=config.block_n,
-                    num_warps=config.num_warps,
-                    num_stages=config.num_stages,
-                    default=splits == auto and config == standard,
-                )
+        bench.add(
+            "rows_attention",
+            bench.time(attention_launches(pool, metadata, query, rows_attention)),
+            floor=batch * live * shape.token_bytes / BANDWIDTH,
+            model=model,
+            batch=batch,
+            live=live,
+            page_size=page_size,
+        )
 
 
 def bench_tiles(bench: Bench) -> None:
@@ -387,7 +365,7 @@ def report(bench: Bench, seed: int) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes; works on a CPU")
-    parser.add_argument("--sweep", action="store_true", help="launch settings at 1024 live tokens")
+    parser.add_argument("--sweep", action="store_true", help="launch settings of decode attention")
     parser.add_argument("--only", choices=BENCHMARKS, action="append", help="kernels to time")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--output", type=Path, help="write the JSON object here too")
@@ -397,18 +375,23 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("no CUDA device: only --smoke runs here")
     plan = SMOKE if options.smoke else Plan({m: MODELS[m] for m in options.models})
     if options.sweep:
-        plan = Plan(plan.models, live=(1024,), page_sizes=(16,), repeats=10, configs=SWEEP_CONFIGS)
+        from sweep_rows import Sweep
+
+        configs = SMOKE_CONFIGS if options.smoke else ()
+        plan = replace(plan, page_sizes=(16,), repeats=1 if options.smoke else 8, configs=configs)
     bench = Bench(plan, options.seed)
-    names = options.only or (["rows"] if options.sweep else list(BENCHMARKS))
-    for name in names:
+    extra = {"sweep": Sweep(bench).run()} if options.sweep else {}
+    for name in [] if options.sweep else options.only or list(BENCHMARKS):
         print(f"-- {name}: {(BENCHMARKS[name].__doc__ or '').strip()}")
         BENCHMARKS[name](bench)
         if ON_CUDA:
             torch.cuda.empty_cache()
-    result = report(bench, options.seed)
+    result = {**report(bench, options.seed), **extra}
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
+    if extra:  # the measurements of a sweep are too many for a line
+        del extra["sweep"]["measurements"]
     print(json.dumps(result))
 
 

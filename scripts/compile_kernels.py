@@ -1,7 +1,8 @@
 """Compile every kernel for an H100 (sm_90) without a GPU and show what the PTX holds.
 
 One line per kernel: shared memory, 16-byte asynchronous copies, tensor-core instructions, wide
-loads and stores. The last line is JSON.
+loads and stores, atomics that order memory, and whether it waits for earlier kernels (dependent
+launch) before it touches memory. The last line is JSON.
 
     python scripts/compile_kernels.py
 """
@@ -22,8 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lightthinker.attention.rows_metadata import TILE_ROWS
-from lightthinker.attention.triton import rows_attention, sample, store_kv, tiled_attention
-from lightthinker.attention.triton.launch import rows_config, tile_config
+from lightthinker.attention.triton import rows_kernel, sample, store_kv, tiled_attention
+from lightthinker.attention.triton.launch import next_power_of_two, rows_config, tile_config
 from lightthinker.kvcache import triton_compact
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -52,7 +53,7 @@ SHAPES = {
 FLOATS = ("query", "key", "value", "key_pool", "value_pool", "out")
 
 POINTERS = {
-    **dict.fromkeys(("rows", "tiles", "page_table", "cut", "piece_id"), "*i32"),
+    **dict.fromkeys(("rows", "tiles", "page_table", "arrivals", "cut", "piece_id"), "*i32"),
     **dict.fromkeys(("token_index_pool", "tensors", "moves", "group_start", "tokens"), "*i64"),
     **dict.fromkeys(("partial_out", "partial_log2_sum", "logits", "piece_best"), "*fp32"),
     "seen": "*u8",
@@ -82,6 +83,9 @@ def compile_kernel(kernel: Any, constants: dict[str, Any], warps: int, stages: i
 
 def report(name: str, compiled: Any) -> dict[str, Any]:
     ptx = compiled.asm["ptx"]
+    access = re.search(r"(?:ld|st|atom)\.global", ptx)
+    steps = [ptx.find("griddepcontrol.wait"), ptx.find("griddepcontrol.launch_dependents")]
+    steps.append(access.start() if access else -1)
     return {
         "kernel": name,
         "shared_bytes": compiled.metadata.shared,
@@ -89,6 +93,8 @@ def report(name: str, compiled: Any) -> dict[str, Any]:
         "mma": ptx.count("mma.sync"),
         "wgmma": ptx.count("wgmma.mma_async"),
         "vector_loads": len(re.findall(r"ld\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
+        "acquire_release": len(re.findall(r"atom\.global[.\w]*acq_rel", ptx)),
+        "waits_first": int(-1 not in steps and steps == sorted(steps)),
         "vector_stores": len(re.findall(r"st\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
     }
 
@@ -104,22 +110,24 @@ def attention_kernels(model: str, shape: Shape) -> Iterator[dict[str, Any]]:
         "WINDOW": shape.window,
         "HAS_SOFTCAP": shape.softcap,
     }
-    config = rows_config(dim, itemsize)
-    for splits in (1, 8):
-        constants = {
-            **attention,
-            "NUM_KV_HEADS": shape.kv_heads,
-            "BLOCK_G": 16,
-            "BLOCK_N": config.block_n,
-            "NUM_SPLITS": splits,
-        }
-        compiled = compile_kernel(
-            rows_attention._rows_kernel, constants, config.num_warps, config.num_stages
-        )
-        yield report(f"rows {model} splits={splits}", compiled)
-    combine = {"NUM_HEADS": shape.heads, "VALUE_DIM": dim, "BLOCK_DV": dim, "NUM_SPLITS": 8}
-    compiled = compile_kernel(rows_attention._combine_kernel, combine, 2, 3)
-    yield report(f"combine {model}", compiled)
+    rows = rows_config(dim, itemsize)
+    by_page = rows.looks_up_pages(shape.page_size)
+    constants = {
+        **attention,
+        "NUM_KV_HEADS": shape.kv_heads,
+        "BLOCK_G": 16,
+        "BLOCK_N": rows.block_n,
+        "BY_PAGE": by_page,
+        "AHEAD": rows.looks_ahead,
+        "ALIGNMENT": min(shape.page_size, rows.block_n) if by_page else 1,
+        "EVICTION": "evict_first" if rows.evicts_first else "",
+        "STORE": True,
+        "COMBINE": rows.combines,
+        "COMBINE_G": next_power_of_two(shape.heads // shape.kv_heads),
+        "PDL": True,
+    }
+    compiled = compile_kernel(rows_kernel.rows_kernel, constants, rows.num_warps, rows.num_stages)
+    yield report(f"rows {model}", compiled)
     config = tile_config(dim, itemsize)
     tiled = {
         **attention,
@@ -131,7 +139,7 @@ def attention_kernels(model: str, shape: Shape) -> Iterator[dict[str, Any]]:
         tiled_attention._tile_kernel, tiled, config.num_warps, config.num_stages
     )
     yield report(f"tiles {model}", compiled)
-    store = {**dims, "NUM_HEADS": shape.kv_heads, "BLOCK_H": shape.kv_heads}
+    store = {**dims, "NUM_HEADS": shape.kv_heads, "BLOCK_H": shape.kv_heads, "PDL": True}
     compiled = compile_kernel(store_kv._store_kv_kernel, store, 4, 3)
     yield report(f"store_kv {model}", compiled)
 
@@ -167,9 +175,9 @@ def main() -> None:
     results = [r for model, shape in SHAPES.items() for r in attention_kernels(model, shape)]
     results += other_kernels()
     columns = list(results[0])
-    print(f"{columns[0]:38s}" + "".join(f"{c:>15s}" for c in columns[1:]))
+    print(f"{columns[0]:38s}" + "".join(f"{c:>16s}" for c in columns[1:]))
     for row in results:
-        print(f"{row['kernel']:38s}" + "".join(f"{row[c]:15d}" for c in columns[1:]))
+        print(f"{row['kernel']:38s}" + "".join(f"{row[c]:16d}" for c in columns[1:]))
     print(json.dumps({"triton": triton.__version__, "target": "sm_90", "kernels": results}))
 
 

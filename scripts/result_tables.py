@@ -339,7 +339,7 @@ def decode_profile(folder: Path) -> str:
         weights_ms, token_ms = floor_parts(folder, row["model"])
         kv_ms = token_ms * row["batch"] * row["live_tokens"]
         matmul = sum(ms for name, ms in kernels if re.search("nvjet|cublas", name))
-        attention = sum(ms for name, ms in kernels if re.search("_rows_kernel|_combine_", name))
+        attention = sum(ms for name, ms in kernels if re.search("rows_kernel|_combine_", name))
         lines.append(
             (
                 row["model"],

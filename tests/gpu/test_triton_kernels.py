@@ -113,6 +113,47 @@ def test_a_long_prompt():
     check(case)
 
 
+SETTINGS = [
+    {"block_n": 64, "num_warps": 4, "num_stages": 3, "looks_ahead": True, "evicts_first": True},
+    {"block_n": 32, "num_warps": 2, "num_stages": 4, "looks_ahead": True, "by_page": True},
+    {"block_n": 16, "num_warps": 1, "num_stages": 6, "looks_ahead": True, "by_page": True},
+    {"block_n": 128, "num_warps": 8, "num_stages": 3, "by_page": True},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: str(s["block_n"]))
+@pytest.mark.parametrize("page_size", [1, 16, 48])
+def test_pieces_are_added_alike_in_every_launch(settings, page_size):
+    """Thousands of programs hand pieces over; a lost store or a late read would show up."""
+    from lightthinker.attention.rows_metadata import RowsMetadata
+    from lightthinker.attention.triton.launch import RowsConfig, pdl_supported
+    from lightthinker.attention.triton.rows_attention import rows_attention
+
+    rng = random.Random(page_size)
+    lengths = [(rng.randint(1, 900), rng.choice([1, 1, 1, 7])) for _ in range(48)]
+    case = attention_case(
+        [(max(live, rows), rows) for live, rows in lengths], num_heads=28, num_kv_heads=4,
+        key_dim=128, page_size=page_size, dtype=torch.bfloat16, device="cuda",
+    )  # fmt: skip
+    metadata = RowsMetadata(
+        RowsCapacity.of(case.batch), page_size=page_size, device=case.query.device,
+        counters_per_row=4,
+    )  # fmt: skip
+    metadata.fill(case.batch, use_tiles=False)
+    outs = [torch.full_like(case.query, float("nan")) for _ in range(40)]
+    pool = case.pool
+    for number, out in enumerate(outs):
+        rows_attention(
+            case.query, pool.keys[0], pool.values[0], pool.token_index, metadata, out,
+            scaling=0.1, softcap=None, window=None, store=(case.key, case.value), splits=13,
+            config=RowsConfig(**settings), pdl=number % 4 > 0 and pdl_supported(out.device),
+        )  # fmt: skip
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    assert not metadata.arrivals.any()
+    exact = dense_attention(case, scaling=0.1)
+    assert float((outs[0].double() - exact).abs().max()) < error_band(case, exact, scaling=0.1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_graph_replay_equals_eager(dtype):
     """One graph of 16 rows serves decodes, gists and padding of later steps, bit for bit."""

@@ -33,8 +33,9 @@ class RowField(IntEnum):
 
     `SEQUENCE` is the row's line in the page table; `LOWER`, `UPPER`, `EXCL_LO` and `EXCL_HI` its
     range over the live tokens; `TOKEN_INDEX` its original token index; `LIVE_POSITION` its own
-    place among the live tokens; `SLOT` where its KV goes (-1: nowhere); `LAUNCH`
-    lists the rows that the split-KV kernel computes.
+    place among the live tokens; `SLOT` where its KV goes (-1: nowhere); `LAUNCH` lists the rows
+    that the split-KV kernel computes; `FIRST_NEW` is the place of the first token that the row's
+    sequence forwards in this step.
     """
 
     SEQUENCE = 0
@@ -46,6 +47,7 @@ class RowField(IntEnum):
     LIVE_POSITION = 6
     SLOT = 7
     LAUNCH = 8
+    FIRST_NEW = 9
 
 
 class TileField(IntEnum):
@@ -139,6 +141,8 @@ class RowsMetadata:
         rows: int32 [len(RowField), max_rows] on the device, see `RowField`.
         tiles: int32 [len(TileField), max_tiles] on the device, see `TileField`.
         page_table: int32 [max_sequences, max_pages] on the device.
+        arrivals: int32 [max_rows * counters_per_row] on the device: zeros, for kernels that count
+            in them and leave zeros behind.
         num_launch_rows: Rows that the split-KV kernel is launched for.
         num_tiles: Tiles that the prefill kernel is launched for.
 
@@ -146,9 +150,17 @@ class RowsMetadata:
         capacity: The largest step; `fill` refuses a larger one.
         page_size: Tokens per page.
         device: Where the kernels run.
+        counters_per_row: Counters that a kernel needs per row.
     """
 
-    def __init__(self, capacity: RowsCapacity, *, page_size: int, device: torch.device):
+    def __init__(
+        self,
+        capacity: RowsCapacity,
+        *,
+        page_size: int,
+        device: torch.device,
+        counters_per_row: int,
+    ):
         self.capacity = capacity
         self.page_size = page_size
         self._row_words = len(RowField) * capacity.max_rows
@@ -156,6 +168,8 @@ class RowsMetadata:
         num_words = self._head_words + capacity.max_sequences * capacity.max_pages
         self._buffer = StagedBuffer(num_words, device)
         self.rows, self.tiles, self.page_table = self._views(self._buffer.device_words)
+        num_counters = capacity.max_rows * counters_per_row
+        self.arrivals = torch.zeros(num_counters, dtype=torch.int32, device=device)
         self.num_launch_rows = 0
         self.num_tiles = 0
 
@@ -210,7 +224,7 @@ class RowsMetadata:
         rows[RowField.LOWER] = rows[RowField.EXCL_LO] = rows[RowField.EXCL_HI] = 0
         rows[RowField.UPPER] = decoding.num_live
         rows[RowField.TOKEN_INDEX] = decoding.index
-        rows[RowField.LIVE_POSITION] = live_position
+        rows[RowField.LIVE_POSITION] = rows[RowField.FIRST_NEW] = live_position
         rows[RowField.SLOT] = decoding.page_table[lines, page] * size + place
 
     def _write_rows(
@@ -243,6 +257,7 @@ class RowsMetadata:
         real[RowField.LOWER : RowField.EXCL_HI + 1] = ranges.T
         real[RowField.TOKEN_INDEX] = [i for s in sequences for i in s.indices]
         real[RowField.LIVE_POSITION] = position
+        real[RowField.FIRST_NEW] = np.repeat(first_position, counts)
         real[RowField.SLOT] = page_table[line_of_row, position // size] * size + position % size
 
     def _views(self, flat: Any) -> tuple[Any, Any, Any]:

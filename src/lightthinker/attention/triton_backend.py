@@ -7,6 +7,8 @@ captured in a CUDA graph. A graph runner owns one `RowsMetadata` per captured si
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lightthinker.attention.batch import PagedBatch
@@ -37,7 +39,10 @@ class TritonBackend:
     def new_metadata(self, capacity: RowsCapacity) -> RowsMetadata:
         """Return buffers for steps of this size, as a CUDA graph would own them."""
         return RowsMetadata(
-            capacity, page_size=self.pool.page_size, device=self.pool.token_index.device
+            capacity,
+            page_size=self.pool.page_size,
+            device=self.pool.token_index.device,
+            counters_per_row=max(values.shape[1] for values in self.pool.values),
         )
 
     def prepare(self, batch: PagedBatch) -> None:
@@ -60,18 +65,13 @@ class TritonBackend:
     ) -> torch.Tensor:
         """Store this layer's keys and values, then attend; returns [T, H, D_value]."""
         keys, values, index = self.pool.keys[layer], self.pool.values[layer], self.pool.token_index
-        store_kv(key_THD, value_THD, keys, values, index, self.metadata)
         out_THD = query_THD.new_empty(*query_THD.shape[:2], value_THD.shape[2])
-        for attention in (rows_attention, tiled_attention):
-            attention(
-                query_THD,
-                keys,
-                values,
-                index,
-                self.metadata,
-                out_THD,
-                scaling=scaling,
-                softcap=softcap,
-                window=window,
-            )
+        step = (keys, values, index, self.metadata)
+        settings: dict[str, Any] = {"scaling": scaling, "softcap": softcap, "window": window}
+        if self.metadata.num_tiles:
+            store_kv(key_THD, value_THD, *step)
+            rows_attention(query_THD, *step, out_THD, **settings)
+            tiled_attention(query_THD, *step, out_THD, **settings)
+        else:
+            rows_attention(query_THD, *step, out_THD, store=(key_THD, value_THD), **settings)
         return out_THD

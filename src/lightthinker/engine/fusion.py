@@ -12,6 +12,7 @@ never from the order of calls, and no state outlives a forward.
 from __future__ import annotations
 
 import operator
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,9 +151,15 @@ def merge_projections(module: fx.GraphModule) -> int:
 
 
 def compile_merged(module: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-    """Inductor with merged projections, a backend for `torch.compile`."""
+    """Inductor with merged projections, a backend for `torch.compile`.
+
+    With LIGHTTHINKER_COMBO_KERNELS=1 in the environment, small kernels that do not need each other,
+    such as RoPE of queries and of keys, become one.
+    """
     merge_projections(module)
-    compiled: Callable[..., Any] = torch._inductor.compile(module, example_inputs)
+    combine = os.environ.get("LIGHTTHINKER_COMBO_KERNELS") == "1"
+    options = {"combo_kernels": True} if combine else None
+    compiled: Callable[..., Any] = torch._inductor.compile(module, example_inputs, options)
     return compiled
 
 

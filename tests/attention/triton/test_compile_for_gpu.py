@@ -32,9 +32,11 @@ def kernels():
 
 def test_decode_prefetches_and_uses_tensor_cores(kernels):
     rows = [k for name, k in kernels.items() if name.startswith("rows ")]
-    assert len(rows) == 12
+    assert len(rows) == 6
     for kernel in rows:
         assert kernel["cp_async_16"] > 0
+        assert kernel["acquire_release"] == 1, "the count of programs that have stored a piece"
+        assert kernel["waits_first"] == 1, "memory was touched before earlier kernels had ended"
         if "fp32" in kernel["kernel"]:  # exact float32: no tensor cores
             continue
         assert kernel["mma"] > 0
@@ -50,6 +52,12 @@ def test_prefill_uses_hopper_tensor_cores(kernels):
             continue
         assert kernel["cp_async_16"] > 0
         assert kernel["wgmma"] > 0
+
+
+def test_storing_waits_for_earlier_kernels(kernels):
+    stores = [k for name, k in kernels.items() if name.startswith("store_kv ")]
+    assert len(stores) == 6
+    assert all(k["waits_first"] == 1 for k in stores)
 
 
 def test_copies_are_wide(kernels):

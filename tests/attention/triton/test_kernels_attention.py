@@ -11,6 +11,7 @@ import torch
 
 from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
 from lightthinker.attention.rows_metadata import RowsCapacity
+from lightthinker.attention.triton.launch import RowsConfig, pdl_options, pdl_supported
 from lightthinker.attention.triton.rows_attention import rows_attention
 from lightthinker.attention.triton.store_kv import store_kv
 from lightthinker.attention.triton_backend import TritonBackend
@@ -69,27 +70,87 @@ def test_pages_and_windows(page_size, settings):
     assert relative_error(*run(case, scaling=0.25, **settings)) < 1e-5
 
 
-@pytest.mark.parametrize("splits", [1, 4, 32])
-def test_any_number_of_splits(splits):
-    case = attention_case([(150, 1), (1, 1), (40, 2)], num_heads=3, num_kv_heads=1, key_dim=16)
-    metadata = TritonBackend(case.pool).metadata
-    metadata.fill(case.batch)
+def attend_rows(case, *, launches=1, window=None, stores=True, **options):
+    """Store and attend by rows alone; also returns the counters of arrivals."""
+    metadata = TritonBackend(case.pool, RowsCapacity.of(case.batch)).metadata
+    metadata.fill(case.batch, use_tiles=False)
     keys, values, index = case.pool.keys[0], case.pool.values[0], case.pool.token_index
-    store_kv(case.key, case.value, keys, values, index, metadata)
-    out = torch.full((4, 3, 16), float("nan"))
-    rows_attention(
-        case.query,
-        keys,
-        values,
-        index,
-        metadata,
-        out,
-        scaling=0.25,
-        softcap=None,
-        window=None,
-        splits=splits,
-    )
+    new = (case.key, case.value)
+    if not stores:
+        store_kv(*new, keys, values, index, metadata)
+    settings = {"scaling": 0.25, "softcap": None, "window": window, **options}
+    settings["store"] = new if stores else None
+    outs = []
+    for _ in range(launches):
+        outs.append(torch.full(case.query.shape, float("nan")))
+        rows_attention(case.query, keys, values, index, metadata, outs[-1], **settings)
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    return outs[0], metadata.arrivals
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_attending_stores_what_storing_stores(window):
+    """Several rows of a sequence see each other, ahead too; one is new alone in its window."""
+    stored, outs = [], []
+    for stores in (False, True):
+        case = attention_case([(40, 7), (9, 9), (33, 1)], num_heads=2, num_kv_heads=2, key_dim=16)
+        expected_index = case.pool.token_index.clone()
+        slots = case.batch.slots
+        case.pool.token_index[slots] = -1
+        config = RowsConfig(block_n=16, num_warps=1, num_stages=1, by_page=True, looks_ahead=True)
+        out, _ = attend_rows(case, splits=2, config=config, window=window, stores=stores)
+        assert relative_error(out, dense_attention(case, scaling=0.25, window=window)) < 1e-5
+        assert torch.equal(case.pool.token_index, expected_index)
+        stored.append((case.pool.keys[0], case.pool.values[0]))
+        outs.append(out)
+    for apart, inside in zip(*stored, strict=True):
+        assert torch.equal(apart.nan_to_num(99.0), inside.nan_to_num(99.0))
+    assert relative_error(*outs) < 1e-6
+
+
+@pytest.mark.parametrize("splits", [1, 3, 32])
+def test_any_number_of_pieces(splits):
+    """Rows of many pieces (more than are added at once), of one and of few; launched twice."""
+    case = attention_case([(150, 1), (1, 1), (40, 1)], num_heads=4, num_kv_heads=2, key_dim=16)
+    config = RowsConfig(block_n=16, num_warps=1, num_stages=1)
+    out, arrivals = attend_rows(case, splits=splits, config=config, launches=2)
     assert relative_error(out, dense_attention(case, scaling=0.25)) < 1e-5
+    assert not arrivals.any(), "the next launch would wait for another number of programs"
+
+
+@pytest.mark.parametrize("page_size", [1, 5, 8, 16, 48])
+@pytest.mark.parametrize("window", [None, 27])
+def test_ways_to_look_up_pages_agree(page_size, window):
+    """A page is smaller than a block, as large, larger, or does not fit into one."""
+    case = attention_case(
+        [(61, 3), (17, 1)], num_heads=2, num_kv_heads=1, key_dim=16, page_size=page_size
+    )
+    exact = None
+    for by_page, looks_ahead in ((False, False), (False, True), (True, False), (True, True)):
+        config = RowsConfig(
+            block_n=16, num_warps=1, num_stages=1, by_page=by_page, looks_ahead=looks_ahead
+        )
+        assert config.looks_up_pages(page_size) == (by_page and page_size in (8, 16, 48))
+        out, _ = attend_rows(case, splits=3, config=config, window=window)
+        if exact is None:
+            exact = dense_attention(case, scaling=0.25, window=window)
+        assert not out.isnan().any(), "an unused slot was read"
+        assert relative_error(out, exact) < 1e-5
+
+
+def test_dependent_launch_is_for_hopper_alone(monkeypatch):
+    assert not pdl_supported(torch.device("cpu"))
+    assert pdl_options(False) == {}, "Triton for other devices does not know the option"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("TRITON_INTERPRET")
+    for number, (capability, expected) in enumerate([((8, 0), False), ((9, 0), True)]):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert pdl_supported(torch.device("cuda", number)) == expected
+    for number, (name, value) in enumerate([("TRITON_INTERPRET", "1"), ("LIGHTTHINKER_PDL", "0")]):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert not pdl_supported(torch.device("cuda", 2 + number))
+    pdl_supported.cache_clear()
 
 
 def test_window_and_softcap_together_with_large_scores():

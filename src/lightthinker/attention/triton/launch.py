@@ -6,8 +6,10 @@ sweep. The table is small; `benchmarks/bench_kernels.py` sweeps it. Knows sizes 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -34,7 +36,31 @@ class KernelConfig:
     num_stages: int
 
 
-def rows_config(head_dim: int, itemsize: int) -> KernelConfig:
+@dataclass(frozen=True, kw_only=True)
+class RowsConfig(KernelConfig):
+    """How the split-KV kernel is launched.
+
+    Attributes:
+        by_page: Read a page's number once, not once per key, where block and page sizes allow.
+        looks_ahead: Read the next block's page numbers while this block is computed.
+        evicts_first: Let keys and values leave the L2 cache before anything else.
+        max_registers: Registers of a thread at most, so that more programs share a multiprocessor.
+        combines: The last program of a row adds the pieces; otherwise a second kernel does.
+    """
+
+    by_page: bool = False
+    looks_ahead: bool = False
+    evicts_first: bool = False
+    max_registers: int | None = None
+    combines: bool = True
+
+    def looks_up_pages(self, page_size: int) -> bool:
+        """Whether pages of this size are looked up once each."""
+        fits = self.block_n % page_size == 0 or page_size % self.block_n == 0
+        return self.by_page and page_size > 1 and fits
+
+
+def rows_config(head_dim: int, itemsize: int) -> RowsConfig:
     """Return the split-KV kernel's settings.
 
     Args:
@@ -42,10 +68,10 @@ def rows_config(head_dim: int, itemsize: int) -> KernelConfig:
         itemsize: Bytes per element of the KV pool.
     """
     if itemsize > 2:
-        return KernelConfig(block_n=32, num_warps=4, num_stages=2)
+        return RowsConfig(block_n=32, num_warps=4, num_stages=2)
     if head_dim > 128:
-        return KernelConfig(block_n=32, num_warps=4, num_stages=3)
-    return KernelConfig(block_n=64, num_warps=4, num_stages=3)
+        return RowsConfig(block_n=32, num_warps=4, num_stages=3)
+    return RowsConfig(block_n=64, num_warps=4, num_stages=3)
 
 
 def tile_config(head_dim: int, itemsize: int) -> KernelConfig:
@@ -68,6 +94,28 @@ def num_splits(num_rows: int, num_kv_heads: int, num_multiprocessors: int) -> in
     while splits < MAX_SPLITS and num_rows * num_kv_heads * splits < wanted:
         splits *= 2
     return splits
+
+
+@cache
+def pdl_supported(device: torch.device) -> bool:
+    """Whether kernels on `device` may begin before those ahead of them have ended.
+
+    That is programmatic dependent launch (sm_90 and later). A kernel launched so first calls
+    `gdc_wait`, which waits for the end of the kernel ahead, then `gdc_launch_dependents`, which
+    lets the next one begin. In this order whatever runs knows that all but the kernel right ahead
+    of it have ended, which Inductor's kernels rely on if theirs are launched so, too. Off in
+    Triton's interpreter, and with LIGHTTHINKER_PDL=0 in the environment.
+    """
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    if os.environ.get("TRITON_INTERPRET") == "1" or os.environ.get("LIGHTTHINKER_PDL") == "0":
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def pdl_options(pdl: bool) -> dict[str, Any]:
+    """Return the launch options of a kernel; not every backend of Triton knows the name."""
+    return {"launch_pdl": True} if pdl else {}
 
 
 @cache

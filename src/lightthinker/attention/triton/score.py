@@ -41,6 +41,43 @@ def slots_of(page_table_line, position, mask, PAGE_SIZE: tl.constexpr):
 
 
 @triton.jit
+def block_pages(
+    page_table_line,
+    start,
+    end,
+    PAGE_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BY_PAGE: tl.constexpr,
+):
+    """Pages of the BLOCK_N live tokens from `start`: one number per key, or (BY_PAGE) per page.
+
+    By page, `start` begins a page, or a part of BLOCK_N tokens of a larger one. 0 from `end` on.
+    """
+    if not BY_PAGE:
+        position = start + tl.arange(0, BLOCK_N)
+    elif PAGE_SIZE < BLOCK_N:
+        position = start + tl.arange(0, BLOCK_N // PAGE_SIZE) * PAGE_SIZE
+    else:
+        position = start
+    return tl.load(page_table_line + position // PAGE_SIZE, mask=position < end, other=0)
+
+
+@triton.jit
+def block_slots(
+    pages, start, PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, BY_PAGE: tl.constexpr
+):
+    """Slots (int64) of the keys whose pages `block_pages` returned."""
+    first = pages.to(tl.int64) * PAGE_SIZE
+    if not BY_PAGE:
+        slot = first + (start + tl.arange(0, BLOCK_N)) % PAGE_SIZE
+    elif PAGE_SIZE < BLOCK_N:
+        slot = tl.reshape(first[:, None] + tl.arange(0, PAGE_SIZE)[None, :], [BLOCK_N])
+    else:
+        slot = first + start % PAGE_SIZE + tl.arange(0, BLOCK_N)
+    return slot
+
+
+@triton.jit
 def softmax_step(scores, maximum, total):
     """Return weights of this block, the factor for earlier ones, and the new maximum and sum.
 

@@ -14,13 +14,13 @@ import triton
 import triton.language as tl
 
 from lightthinker.attention.rows_metadata import RowField, RowsMetadata
-from lightthinker.attention.triton.launch import next_power_of_two
+from lightthinker.attention.triton.launch import next_power_of_two, pdl_options, pdl_supported
 
 _SLOT = tl.constexpr(int(RowField.SLOT))
 _TOKEN_INDEX = tl.constexpr(int(RowField.TOKEN_INDEX))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_stride"])
 def _store_kv_kernel(
     key,
     value,
@@ -45,7 +45,11 @@ def _store_kv_kernel(
     BLOCK_DK: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(rows + _SLOT * rows_stride + row).to(tl.int64)
     if slot >= 0:
@@ -71,6 +75,8 @@ def store_kv(
     value_pool_NHD: torch.Tensor,
     token_index_N: torch.Tensor,
     metadata: RowsMetadata,
+    *,
+    pdl: bool | None = None,
 ) -> None:
     """Store one layer's keys and values.
 
@@ -81,6 +87,7 @@ def store_kv(
         value_pool_NHD: The layer's value slots.
         token_index_N: int64, the original token index of what each slot holds.
         metadata: The step; its first T rows belong to the keys.
+        pdl: Programmatic dependent launch; by default where the device can.
     """
     num_rows, num_heads, key_dim = key_THD.shape
     value_dim = value_THD.shape[2]
@@ -88,6 +95,8 @@ def store_kv(
     assert key_pool_NHD.stride(2) == value_pool_NHD.stride(2) == 1
     if not num_rows:
         return
+    if pdl is None:
+        pdl = pdl_supported(key_THD.device)
     _store_kv_kernel[(num_rows,)](
         key_THD,
         value_THD,
@@ -106,5 +115,7 @@ def store_kv(
         BLOCK_DK=next_power_of_two(key_dim),
         VALUE_DIM=value_dim,
         BLOCK_DV=next_power_of_two(value_dim),
+        PDL=pdl,
         num_warps=4,
+        **pdl_options(pdl),
     )
