@@ -58,6 +58,7 @@ SETTINGS: dict[str, list[str]] = {
         "compression.method=anllm",
         "compression.num_gists=1",
         "compression.see_current=true",
+        "data.full_cot_share=0",  # Else the model guesses at the first thought whether to anchor.
     ],
     "see_current": ["compression.see_current=true"],
     "bi_directional": ["compression.bi_directional=true"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ NAMES = {
     "full_cot": "full chain-of-thought",
     "lightthinker": "LightThinker",
     "hf_generate": "transformers' `generate`",
+    "lightthinker_token": "LightThinker, token level",
+    "anllm": "AnLLM",
+    "streaming_llm": "StreamingLLM",
+    "sepllm": "SepLLM",
+    "h2o": "H2O",
+    "r_kv": "R-KV",
+    "snapkv": "SnapKV-style",
+    "tova": "TOVA",
 }
 FLOOR_TB_PER_S = 3.0
 """At which `bench_decode` lets its floor read weights and live KV."""
@@ -215,6 +224,68 @@ def aim_of(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
+# Views of the evaluations
+
+
+def by_length(folder: Path) -> str:
+    """Render how full chain-of-thought and LightThinker do as traces grow, by family."""
+    found: dict[str, dict[str, Results]] = {}
+    for row in load(folder, "long_reasoning")["rows"]:
+        found.setdefault(row["task"], {})[row["method"]] = row
+    head = [
+        "traces", "family", "full chain-of-thought (95 %)", "LightThinker (95 %)", "peak tokens",
+        "LightThinker's", "of it",
+    ]  # fmt: skip
+    lines = []
+    for task, row in found.items():
+        family, length = task.split("/")
+        full, light = row["full_cot"], row["lightthinker"]
+        name = "**all**" if family == "all" else family.replace("_", " ")
+        ratio = light["peak_tokens"] / full["peak_tokens"]
+        peaks = (number(full["peak_tokens"]), number(light["peak_tokens"]), f"{ratio:.0%}")
+        lines.append((length, name, share(full), share(light), *peaks))
+    return "\n".join(grid(head, lines))
+
+
+def over_all(folder: Path, stem: str) -> str:
+    """Render every method of a table over all of its problems."""
+    results = load(folder, stem)
+    pairs = {p["method"]: p for p in results["against_full_cot"] if p["task"] == "all"}
+    head = [
+        "", "accuracy (95 %)", "less full chain-of-thought, points (95 %)", "peak tokens",
+        "mean live", "Dep",
+    ]  # fmt: skip
+    lines = []
+    for row in results["rows"]:
+        if row["task"] != "all":
+            continue
+        difference = ""
+        if pair := pairs.get(row["method"]):
+            low, high = (100 * bound for bound in pair["accuracy_difference_ci95"])
+            points = 100 * pair["accuracy_difference"]
+            difference = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
+        lines.append(
+            (
+                method_name(row["method"]),
+                share(row),
+                difference,
+                number(row["peak_tokens"]),
+                number(row["mean_live_tokens"]),
+                number(row["dep_full"]),
+            )
+        )
+    title = f"`results/{stem}.json`: {results['device']}."
+    return "\n".join([title, "", *grid(head, lines)])
+
+
+def method_name(method: str) -> str:
+    """Return what a table calls a method, its budget said in words."""
+    name, _, how = method.partition(":")
+    name = NAMES.get(name, name)
+    by = {"match=mean": "LightThinker's mean", "match=peak": "LightThinker's peak"}.get(how, how)
+    return f"{name}, {by}" if how else name
+
+
 # Views of the benchmarks
 
 
@@ -391,6 +462,9 @@ def files(folder: Path) -> str:
 
 
 VIEWS: dict[str, Callable[[Path], str]] = {
+    "long_reasoning/lengths": by_length,
+    "main_table/all": partial(over_all, stem="main_table"),
+    "smollm2_gsm8k_methods/all": partial(over_all, stem="smollm2_gsm8k_methods"),
     "bench_decode/ratios": decode_ratios,
     "bench_decode/profile": decode_profile,
     "bench_offline/ratios": throughput_ratios,

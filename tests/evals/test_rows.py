@@ -176,7 +176,7 @@ def test_targets_share_a_pool_and_a_step_that_fails_is_named(
     anllm = tmp_path / "anllm"  # A checkpoint that was not trained with AnLLM.
     shutil.copytree(checkpoint, anllm)
     arguments = [
-        "main_table", "budget_sweep", "--smoke", "--devices", "cpu,cpu", "--num-problems",
+        "main_table", "budget_sweep", "--smoke", "--devices", "cpu", "--num-problems",
         "main_table=2,budget_sweep=2", "--problems-per-job", "1", "--runs", str(tmp_path / "runs"),
         "--checkpoint", f"lightthinker={checkpoint}", "--checkpoint", f"anllm={anllm}",
         "--num-kv-tokens", "4096", "--no-report",

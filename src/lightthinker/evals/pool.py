@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -115,6 +116,7 @@ class _Pool:
         self.order = {work.path: place for place, work in enumerate(works)}
         self.missing = {work.path: work.num_shards for work in works}
         self.reasons: dict[Path, str] = {}
+        self.orphans: list[_Job] = []
         context = multiprocessing.get_context("spawn")
         self.workers = []
         for device in devices:
@@ -142,10 +144,9 @@ class _Pool:
 
     def end(self) -> None:
         for worker in self.workers:
-            if worker.job is None:
-                worker.pipe.send(None)
-            else:
+            if worker.job is not None:
                 worker.process.terminate()
+            worker.pipe.close()  # Whoever waits for a job ends.
         for worker in self.workers:
             worker.process.join(10)
             if worker.process.is_alive():
@@ -164,7 +165,8 @@ class _Pool:
         for worker in self.workers:
             if worker.job is None and self.ready:
                 worker.job = self._next()
-                worker.pipe.send(worker.job)
+                with suppress(OSError):  # A dead one is noticed when it is heard.
+                    worker.pipe.send(worker.job)
 
     def _next(self) -> _Job:
         """Return results first, others wait for them; then in the order given."""
@@ -177,10 +179,15 @@ class _Pool:
         assert job is not None
         try:
             failure: str | None = worker.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # Reset, if it had not read all that it was sent.
             worker.process.join()
             self.workers.remove(worker)
             failure = f"its process ended with exit code {worker.process.exitcode}"
+            if job not in self.orphans:  # Once more, by another process.
+                self.orphans.append(job)
+                self.ready.append(job)
+                self.say(f"{job.work.path.stem}: {failure}; another takes its job")
+                return
         path = job.work.path
         part = "results" if job.shard is None else f"part {job.shard.index + 1}/{job.shard.count}"
         seconds = time.monotonic() - self.started
@@ -199,7 +206,7 @@ class _Pool:
 
 
 def _serve(pipe: Connection, device: str, num_processes: int) -> None:
-    """Do jobs until told to stop; see `run_pool`."""
+    """Do jobs until the pipe is closed; see `run_pool`."""
     import torch
     from transformers.utils import logging
 
@@ -215,10 +222,8 @@ def _serve(pipe: Connection, device: str, num_processes: int) -> None:
 
     while True:
         try:
-            job: _Job | None = pipe.recv()
-        except EOFError:
-            return
-        if job is None:
+            job: _Job = pipe.recv()
+        except (EOFError, OSError):
             return
         try:
             _do(job, models, check_parent)
