@@ -1,8 +1,9 @@
 """Compile every kernel for an H100 (sm_90) without a GPU and show what the PTX holds.
 
-One line per kernel: shared memory, 16-byte asynchronous copies, tensor-core instructions, wide
-loads and stores, atomics that order memory, and whether it waits for earlier kernels (dependent
-launch) before it touches memory. The last line is JSON.
+One line per kernel: programs wanted at a time on a multiprocessor, shared memory, 16-byte
+asynchronous copies, tensor-core instructions, wide loads and stores, atomics that order memory, and
+whether it waits for earlier kernels (dependent launch) before it touches memory. The last line is
+JSON.
 
     python scripts/compile_kernels.py
 """
@@ -28,6 +29,7 @@ from lightthinker.attention.triton.launch import next_power_of_two, rows_config,
 from lightthinker.kvcache import triton_compact
 
 TARGET = GPUTarget("cuda", 90, 32)
+MULTIPROCESSORS = 132
 
 
 class Shape(NamedTuple):
@@ -62,7 +64,9 @@ POINTERS = {
 SCALARS = {"scale": "fp32", "softcap": "fp32"}
 
 
-def compile_kernel(kernel: Any, constants: dict[str, Any], warps: int, stages: int) -> Any:
+def compile_kernel(
+    kernel: Any, constants: dict[str, Any], warps: int, stages: int, **options: Any
+) -> Any:
     """Compile as the launcher would: strides divisible by 16, element strides 1."""
     names = kernel.arg_names
     constants = {**constants, **{n: 1 for n in names if n.endswith("_stride_d")}}
@@ -77,17 +81,18 @@ def compile_kernel(kernel: Any, constants: dict[str, Any], warps: int, stages: i
     return triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=TARGET,
-        options={"num_warps": warps, "num_stages": stages},
+        options={"num_warps": warps, "num_stages": stages, **options},
     )
 
 
-def report(name: str, compiled: Any) -> dict[str, Any]:
+def report(name: str, compiled: Any, programs: int = 1) -> dict[str, Any]:
     ptx = compiled.asm["ptx"]
     access = re.search(r"(?:ld|st|atom)\.global", ptx)
     steps = [ptx.find("griddepcontrol.wait"), ptx.find("griddepcontrol.launch_dependents")]
     steps.append(access.start() if access else -1)
     return {
         "kernel": name,
+        "programs": programs,
         "shared_bytes": compiled.metadata.shared,
         "cp_async_16": ptx.count("cp.async.cg.shared.global"),
         "mma": ptx.count("mma.sync"),
@@ -110,24 +115,31 @@ def attention_kernels(model: str, shape: Shape) -> Iterator[dict[str, Any]]:
         "WINDOW": shape.window,
         "HAS_SOFTCAP": shape.softcap,
     }
-    rows = rows_config(dim, itemsize)
-    by_page = rows.looks_up_pages(shape.page_size)
-    constants = {
-        **attention,
-        "NUM_KV_HEADS": shape.kv_heads,
-        "BLOCK_G": 16,
-        "BLOCK_N": rows.block_n,
-        "BY_PAGE": by_page,
-        "AHEAD": rows.looks_ahead,
-        "ALIGNMENT": min(shape.page_size, rows.block_n) if by_page else 1,
-        "EVICTION": "evict_first" if rows.evicts_first else "",
-        "STORE": True,
-        "COMBINE": rows.combines,
-        "COMBINE_G": next_power_of_two(shape.heads // shape.kv_heads),
-        "PDL": True,
-    }
-    compiled = compile_kernel(rows_kernel.rows_kernel, constants, rows.num_warps, rows.num_stages)
-    yield report(f"rows {model}", compiled)
+    for batch in (1, 128):
+        rows = rows_config(dim, itemsize, batch * shape.kv_heads, MULTIPROCESSORS)
+        by_page = rows.looks_up_pages(shape.page_size)
+        constants = {
+            **attention,
+            "NUM_KV_HEADS": shape.kv_heads,
+            "BLOCK_G": 16,
+            "BLOCK_N": rows.block_n,
+            "BY_PAGE": by_page,
+            "AHEAD": rows.looks_ahead,
+            "ALIGNMENT": min(shape.page_size, rows.block_n) if by_page else 1,
+            "EVICTION": "evict_first" if rows.evicts_first else "",
+            "STORE": True,
+            "COMBINE": rows.combines,
+            "COMBINE_G": next_power_of_two(shape.heads // shape.kv_heads),
+            "PDL": True,
+        }
+        compiled = compile_kernel(
+            rows_kernel.rows_kernel,
+            constants,
+            rows.num_warps,
+            rows.num_stages,
+            maxnreg=rows.max_registers,
+        )
+        yield report(f"rows {model} batch {batch}", compiled, rows.num_programs)
     config = tile_config(dim, itemsize)
     tiled = {
         **attention,

@@ -32,7 +32,7 @@ def kernels():
 
 def test_decode_prefetches_and_uses_tensor_cores(kernels):
     rows = [k for name, k in kernels.items() if name.startswith("rows ")]
-    assert len(rows) == 6
+    assert len(rows) == 12
     for kernel in rows:
         assert kernel["cp_async_16"] > 0
         assert kernel["acquire_release"] == 1, "the count of programs that have stored a piece"
@@ -40,7 +40,7 @@ def test_decode_prefetches_and_uses_tensor_cores(kernels):
         if "fp32" in kernel["kernel"]:  # exact float32: no tensor cores
             continue
         assert kernel["mma"] > 0
-        assert kernel["shared_bytes"] < 227 * 1024 // 4, "four programs fit a multiprocessor"
+        assert kernel["shared_bytes"] < 227 * 1024 // kernel["programs"] - 1024, "they do not fit"
 
 
 def test_prefill_uses_hopper_tensor_cores(kernels):

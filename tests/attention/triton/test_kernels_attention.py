@@ -11,7 +11,14 @@ import torch
 
 from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
 from lightthinker.attention.rows_metadata import RowsCapacity
-from lightthinker.attention.triton.launch import RowsConfig, pdl_options, pdl_supported
+from lightthinker.attention.triton.launch import (
+    MAX_SPLITS,
+    RowsConfig,
+    num_splits,
+    pdl_options,
+    pdl_supported,
+    rows_config,
+)
 from lightthinker.attention.triton.rows_attention import rows_attention
 from lightthinker.attention.triton.store_kv import store_kv
 from lightthinker.attention.triton_backend import TritonBackend
@@ -136,6 +143,16 @@ def test_ways_to_look_up_pages_agree(page_size, window):
             exact = dense_attention(case, scaling=0.25, window=window)
         assert not out.isnan().any(), "an unused slot was read"
         assert relative_error(out, exact) < 1e-5
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8])
+def test_all_programs_of_a_launch_run_at_a_time(heads):
+    for num_rows in range(1, 300):
+        config = rows_config(128, 2, num_rows * heads, 132)
+        splits = num_splits(config, num_rows * heads, 132)
+        room = config.num_programs * 132
+        assert splits == 1 or num_rows * heads * splits <= room
+        assert splits == MAX_SPLITS or num_rows * heads * (splits + 1) > room, "the GPU is not full"
 
 
 def test_dependent_launch_is_for_hopper_alone(monkeypatch):

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-MAX_SPLITS = 64
-PROGRAMS_PER_MULTIPROCESSOR = 4
-"""Programs wanted per multiprocessor: enough loads in flight to keep memory busy."""
+MAX_SPLITS = 32
+"""More pieces of a row cost more to add than they save in reading."""
 
 CPU_MULTIPROCESSORS = 2
 """Stands for a GPU's in the interpreter, so that it splits too."""
@@ -41,6 +40,7 @@ class RowsConfig(KernelConfig):
     """How the split-KV kernel is launched.
 
     Attributes:
+        num_programs: Programs wanted per multiprocessor: as many as fit at a time.
         by_page: Read a page's number once, not once per key, where block and page sizes allow.
         looks_ahead: Read the next block's page numbers while this block is computed.
         evicts_first: Let keys and values leave the L2 cache before anything else.
@@ -48,6 +48,7 @@ class RowsConfig(KernelConfig):
         combines: The last program of a row adds the pieces; otherwise a second kernel does.
     """
 
+    num_programs: int = 4
     by_page: bool = False
     looks_ahead: bool = False
     evicts_first: bool = False
@@ -60,18 +61,35 @@ class RowsConfig(KernelConfig):
         return self.by_page and page_size > 1 and fits
 
 
-def rows_config(head_dim: int, itemsize: int) -> RowsConfig:
-    """Return the split-KV kernel's settings.
+FEW_ROWS = RowsConfig(
+    block_n=64, num_warps=4, num_stages=3, num_programs=3, by_page=True, looks_ahead=True
+)
+MANY_ROWS = RowsConfig(block_n=64, num_warps=4, num_stages=3, num_programs=4, max_registers=128)
+
+
+def rows_config(
+    head_dim: int, itemsize: int, num_programs: int, num_multiprocessors: int
+) -> RowsConfig:
+    """Return the settings of the kernel for single rows.
+
+    Few programs need deep prefetching; if they fill the GPU, more of them at a time do better.
 
     Args:
         head_dim: The larger of key and value size.
         itemsize: Bytes per element of the KV pool.
+        num_programs: Programs that the launch has if no row is cut into pieces.
+        num_multiprocessors: Of the device.
     """
     if itemsize > 2:
-        return RowsConfig(block_n=32, num_warps=4, num_stages=2)
+        return RowsConfig(
+            block_n=32, num_warps=4, num_stages=2, num_programs=4, by_page=True, looks_ahead=True
+        )
     if head_dim > 128:
-        return RowsConfig(block_n=32, num_warps=4, num_stages=3)
-    return RowsConfig(block_n=64, num_warps=4, num_stages=3)
+        return RowsConfig(
+            block_n=32, num_warps=4, num_stages=3, num_programs=3, by_page=True, looks_ahead=True
+        )
+    is_few = 2 * num_programs <= FEW_ROWS.num_programs * num_multiprocessors
+    return FEW_ROWS if is_few else MANY_ROWS
 
 
 def tile_config(head_dim: int, itemsize: int) -> KernelConfig:
@@ -83,17 +101,18 @@ def tile_config(head_dim: int, itemsize: int) -> KernelConfig:
     return KernelConfig(block_n=64, num_warps=4, num_stages=3)
 
 
-def num_splits(num_rows: int, num_kv_heads: int, num_multiprocessors: int) -> int:
-    """Return into how many pieces each row's keys are cut: a power of two.
+def num_splits(config: RowsConfig, num_programs: int, num_multiprocessors: int) -> int:
+    """Return into how many pieces at most each row's keys are cut.
 
-    It depends on the launch size only, never on lengths, so a graph captured for `num_rows` rows
-    keeps it.
+    It depends on the launch size only, never on lengths, so a graph captured for some number of
+    rows keeps it. All programs run at a time: a few left over would run alone.
+
+    Args:
+        config: The launch's settings.
+        num_programs: Programs that the launch has if no row is cut into pieces.
+        num_multiprocessors: Of the device.
     """
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors
-    splits = 1
-    while splits < MAX_SPLITS and num_rows * num_kv_heads * splits < wanted:
-        splits *= 2
-    return splits
+    return max(1, min(MAX_SPLITS, config.num_programs * num_multiprocessors // num_programs))
 
 
 @cache

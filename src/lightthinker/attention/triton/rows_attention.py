@@ -60,17 +60,19 @@ def rows_attention(
     num_heads, key_dim = query_THD.shape[1:]
     num_kv_heads, value_dim = value_pool_NHD.shape[1:]
     device, page_size = query_THD.device, metadata.page_size
-    head_dim = max(key_dim, value_dim)
-    config = config or rows_config(head_dim, key_pool_NHD.element_size())
+    num_programs = num_entries * num_kv_heads
+    multiprocessors = num_multiprocessors(device)
+    if config is None:
+        head_dim, itemsize = max(key_dim, value_dim), key_pool_NHD.element_size()
+        config = rows_config(head_dim, itemsize, num_programs, multiprocessors)
     if splits is None:
-        splits = num_splits(num_entries, num_kv_heads, num_multiprocessors(device))
+        splits = num_splits(config, num_programs, multiprocessors)
     if pdl is None:
         pdl = pdl_supported(device)
     if store is not None:
         assert metadata.num_launch_rows == len(query_THD) == len(store[0]) == len(store[1])
         assert metadata.num_tiles == 0
     key_THD, value_THD = store or (query_THD, query_THD)
-    num_programs = num_entries * num_kv_heads
     assert num_programs <= len(metadata.arrivals), (num_programs, metadata.arrivals.shape)
     num_lines = num_entries * num_heads * splits if splits > 1 else 0
     partial_out = torch.empty(num_lines * value_dim, dtype=torch.float32, device=device)
