@@ -1,4 +1,4 @@
-"""`python -m lightthinker.train RECIPE [a.b=c ...]`: training without a command line.
+"""`python -m lightthinker.train RECIPE [a.b=c ...]`: `lightthinker train` without its dependencies.
 
 What torchrun and accelerate start, and what `lightthinker train --num-gpus` starts for each GPU.
 """
@@ -10,6 +10,7 @@ import os
 import sys
 
 from lightthinker.errors import LightThinkerError
+from lightthinker.train.distributed import launch
 from lightthinker.train.recipe import load_recipe
 from lightthinker.train.run import train
 from lightthinker.train.smoke import smoke_recipe
@@ -22,10 +23,18 @@ def main() -> int:
     parser.add_argument("settings", nargs="*", metavar="a.b=c")
     for flag in ("--resume", "--overwrite", "--smoke"):
         parser.add_argument(flag, action="store_true")
+    parser.add_argument("--num-gpus", type=int)
     options = parser.parse_args()
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         recipe = load_recipe(options.recipe, options.settings)
+        if options.num_gpus is not None:
+            flags = [f"--{f}" for f in ("resume", "overwrite", "smoke") if getattr(options, f)]
+            on_cpu = options.smoke or bool(recipe.trainer.get("use_cpu"))
+            launch(
+                options.num_gpus, [options.recipe, *options.settings, *flags], on_cpu=on_cpu
+            )
+            return 0
         if options.smoke:
             recipe = smoke_recipe(recipe)
         train(recipe, resume=options.resume, overwrite=options.overwrite or options.smoke)
