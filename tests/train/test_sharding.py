@@ -16,6 +16,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from transformers import training_args
 
 from lightthinker.testing.training import TINY_MODEL, tiny_recipe, training_losses
 from lightthinker.train import run as run_module
@@ -28,6 +29,7 @@ def _train_rank(rank, world, port, recipe, resume):
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_TORCH_DEVICE": "cpu",
     }  # fmt: skip
     AcceleratorState._reset_state(reset_partial_state=True)
+    training_args.is_torch_bf16_gpu_available = lambda: True
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
     settings, form = run_module.training_settings, run_module.checkpoint_format
     run_module.training_settings = lambda recipe, on_gpu: settings(recipe, on_gpu=True)
@@ -78,6 +80,19 @@ def test_sharded_full_fine_tuning_equals_one_process_and_resumes_on_any_number(t
     (tmp_path / "sharded" / "training_log.json").unlink()
     train_sharded(sharded, world=1 if tied else 2, resume=True)
     np.testing.assert_allclose(training_losses(tmp_path / "sharded"), expected, rtol=1e-5)
+
+
+def test_in_bfloat16_the_loss_itself_is_not_rounded(tmp_path):
+    """Weights are gathered in bf16; loss and gradients are summed in float32."""
+    plain = recipe_of(tmp_path / "plain", use_cpu=True)
+    sharded = recipe_of(tmp_path / "sharded")
+    for recipe in (plain, sharded):
+        recipe.trainer.update(bf16=True)
+    train(plain)
+    train_sharded(sharded)
+    curves = [training_losses(tmp_path / name) for name in ("plain", "sharded")]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=5e-4)
+    assert all(float(torch.tensor(loss).bfloat16()) != loss for loss in curves[1])
 
 
 @pytest.mark.parametrize("tied", [True, False])
