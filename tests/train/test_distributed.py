@@ -24,22 +24,24 @@ from lightthinker.train.resume import check_ranks_agree
 from lightthinker.train.run import train
 
 
-def _train_rank(rank, port, recipe):
+def _train_rank(rank, port, recipe, resume):
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     AcceleratorState._reset_state(reset_partial_state=True)
-    train(recipe)
+    train(recipe, resume=resume)
 
 
-def _two_ranks(recipe):
+def _two_ranks(recipe, *, resume=False):
     """Fork rather than start anew: importing torch twice more would take most of the time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_train_rank, args=(rank, port, recipe)) for rank in range(2)]
+    ranks = [
+        context.Process(target=_train_rank, args=(rank, port, recipe, resume)) for rank in range(2)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -47,7 +49,7 @@ def _two_ranks(recipe):
     assert [process.exitcode for process in ranks] == [0, 0]
 
 
-def test_two_ranks_equal_one_and_one_goes_on_where_two_stopped(tmp_path):
+def test_two_ranks_equal_one_and_both_go_on_where_two_stopped(tmp_path):
     """Token counts are normalised over ranks and accumulation: 2 ranks x 2 = 1 rank x 4."""
     changes = {
         "trainer__per_device_train_batch_size": 1,
@@ -66,10 +68,11 @@ def test_two_ranks_equal_one_and_one_goes_on_where_two_stopped(tmp_path):
                for n in ("one", "two")]  # fmt: skip
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
-    (tmp_path / "two" / "training_log.json").unlink()
-    shutil.rmtree(tmp_path / "two" / "checkpoints" / "checkpoint-4")
-    train(two, resume=True)
-    np.testing.assert_allclose(training_losses(tmp_path / "two"), expected, rtol=1e-5)
+    for resumed in (_two_ranks, train):
+        (tmp_path / "two" / "training_log.json").unlink()
+        shutil.rmtree(tmp_path / "two" / "checkpoints" / "checkpoint-4")
+        resumed(two, resume=True)
+        np.testing.assert_allclose(training_losses(tmp_path / "two"), expected, rtol=1e-5)
 
 
 def _rank(rank, store, digest, answers):

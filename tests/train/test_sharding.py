@@ -1,4 +1,4 @@
-"""accelerate's own FSDP2 path, on two CPU processes: trains, resumes and exports as one plain process.
+"""accelerate's own FSDP2 path on two CPU processes trains, resumes and exports as one process does.
 
 accelerate shards on accelerators only; here it is told that the CPU is one.
 """

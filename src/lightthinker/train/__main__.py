@@ -31,9 +31,7 @@ def main() -> int:
         if options.num_gpus is not None:
             flags = [f"--{f}" for f in ("resume", "overwrite", "smoke") if getattr(options, f)]
             on_cpu = options.smoke or bool(recipe.trainer.get("use_cpu"))
-            launch(
-                options.num_gpus, [options.recipe, *options.settings, *flags], on_cpu=on_cpu
-            )
+            launch(options.num_gpus, [options.recipe, *options.settings, *flags], on_cpu=on_cpu)
             return 0
         if options.smoke:
             recipe = smoke_recipe(recipe)

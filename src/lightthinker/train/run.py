@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from lightthinker.train.datasets import PackedRows, TaskRows
 from lightthinker.train.distributed import (
     EmbeddingsInRootUnit,
     checkpoint_format,
+    is_launched,
     training_settings,
 )
 from lightthinker.train.evaluation import EngineEvaluation
@@ -172,6 +174,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     the recipe's strategy.
     """
     on_gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu")
+    if is_launched() and not on_gpu:
+        # Else accelerate calls it cpu:0, a name under which torch.load restores nothing.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     defaults: dict[str, Any] = {
         "learning_rate": 2e-5,
         "lr_scheduler_type": "cosine",
