@@ -38,6 +38,9 @@ def make_model(folder: Path, shape: str) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="4GB")
     byte_tokenizer().save_pretrained(folder)
+    del model
+    if device == "cuda":  # The run that follows needs the memory.
+        torch.cuda.empty_cache()
 
 
 def make_traces(file: Path, count: int, row_length: int) -> None:
