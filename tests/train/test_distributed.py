@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from lightthinker.train.distributed import deepspeed_config, fsdp2_config, train
 from lightthinker.train.loss import install
 from lightthinker.train.resume import check_ranks_agree
 from lightthinker.train.run import train
+from lightthinker.train.trainer import NonFiniteError
 
 
 def _train_rank(rank, port, recipe, resume):
@@ -186,3 +188,24 @@ def test_more_gpus_than_there_are_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", str(file), "--num-gpus", "99"])
     assert "--num-gpus is 99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_error_of_one_rank_alone_is_said(tmp_path, monkeypatch, capsys, rank):
+    """The launcher ends all ranks when one fails: what it has to say must be out by then."""
+    from lightthinker.train import __main__ as entry
+
+    def fails(*args, **kwargs):
+        raise NonFiniteError("The loss became nan.")
+
+    waited = []
+    monkeypatch.setattr(entry, "train", fails)
+    monkeypatch.setattr(entry, "wait_for_the_first", lambda: waited.append(rank))
+    monkeypatch.setenv("RANK", rank)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(tiny_recipe(tmp_path / "run").to_dict()))
+    monkeypatch.setattr(sys, "argv", ["lightthinker.train", str(file)])
+    assert entry.main() == 2
+    said = capsys.readouterr().err
+    assert said == ("error: " if rank == "0" else "error (rank 1): ") + "The loss became nan.\n"
+    assert waited == ([] if rank == "0" else ["1"])

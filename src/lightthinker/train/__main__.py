@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import time
 
 from lightthinker.errors import LightThinkerError
 from lightthinker.train.distributed import launch
@@ -37,14 +39,25 @@ def main() -> int:
             recipe = smoke_recipe(recipe)
         train(recipe, resume=options.resume, overwrite=options.overwrite or options.smoke)
     except LightThinkerError as error:
-        if is_first:
-            print(f"error: {error}", file=sys.stderr)
+        if not is_first:
+            wait_for_the_first()
+        rank = "" if is_first else f" (rank {os.environ['RANK']})"
+        print(f"error{rank}: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt as interrupt:
         if is_first:
             print(str(interrupt) or "interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def wait_for_the_first() -> None:
+    """Let the first rank speak for all of them: once it has failed, the launcher ends the others.
+
+    An error that only this rank has met, such as its GPU running out of memory, is said after that.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(3.0)
 
 
 if __name__ == "__main__":

@@ -196,15 +196,16 @@ def _make_config(settings: dict[str, Any]) -> Any:
 
 def _from_checkpoint(source: ModelSource, four_bits: Any) -> Any:
     extra: dict[str, Any] = {"use_safetensors": True}
+    dtype = getattr(torch, source.dtype)
     if four_bits is not None:
-        extra["quantization_config"] = four_bits
+        extra["quantization_config"], dtype = four_bits, torch.float32
     if source.gguf_file:
         from transformers import GgufConfig
 
         extra = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=torch.float32, trust_remote_code=False, **extra
+            source.path, dtype=dtype, trust_remote_code=False, **extra
         )
     except OSError as error:
         raise CheckpointError(
