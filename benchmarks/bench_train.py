@@ -190,7 +190,7 @@ def kernel_of(mask: str, recipe: Recipe, options: argparse.Namespace) -> str:
             (shape[0], 1, shape[2], shape[2]), dtype=query.dtype, device=query.device
         )
         chosen = torch._fused_sdp_choice(query, query, query, dense, 0.0, False)
-    return SDPBackend(chosen).name.lower()
+    return str(SDPBackend(chosen).name).lower()
 
 
 def forward(model: Any, batch: dict[str, torch.Tensor], mask: str) -> torch.Tensor:
@@ -220,6 +220,7 @@ def measure(mask: str, recipe: Recipe, options: argparse.Namespace) -> dict[str,
     """Train for a while under one mask, and report."""
     device, started = options.device, time.perf_counter()
     assert recipe.model.config is not None
+    kernel = kernel_of(mask, recipe, options)
     examples = documents(options.documents, options.row_length, recipe.model.config["vocab_size"])
     rows = rows_of(examples, mask, options.row_length)
     model = build(recipe, mask, device, options)
@@ -248,7 +249,10 @@ def measure(mask: str, recipe: Recipe, options: argparse.Namespace) -> dict[str,
         optimizer.zero_grad(set_to_none=True)
         processed += batch["input_ids"].numel()
         useful += counts[0] - counts[1]
-        pairs += counts[4]
+        is_causal = mask == "causal_flash"
+        pairs += (
+            batch["input_ids"].numel() * (options.row_length + 1) // 2 if is_causal else counts[4]
+        )
     synchronise(device)
     seconds = time.perf_counter() - begin
     peak = peak_flops(device)
@@ -261,7 +265,7 @@ def measure(mask: str, recipe: Recipe, options: argparse.Namespace) -> dict[str,
         "mfu": round(size.training_flops(processed, pairs) / seconds / peak, 4) if peak else None,
         "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3) if on_gpu else None,
         "planned_memory_gb": round(plan.memory_gb, 3) if plan else None,
-        "kernel": kernel_of(mask, recipe, options),
+        "kernel": kernel,
         "loss": round(loss.item(), 4),
         "batch_size": options.batch_size,
         "rows": len(rows),
@@ -366,6 +370,8 @@ def main() -> None:
         print(json.dumps(results[-1]), flush=True)
         free_memory()
     print_rows(results)
+    for model, found in ratios(results).items():
+        print(model, *(f"{name} {value:.3f}" for name, value in found.items()), sep="  ")
     settings = {
         "seed": 0,
         "row_length": options.row_length,

@@ -93,12 +93,12 @@ def merge(file: Path, rows: list[dict[str, Any]], run: dict[str, Any]) -> dict[s
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print rows as a table for people."""
-    print(f"{'model':<16}{'mask':<16}{'compiled':>9}{'GPUs':>5}{'processed tok/s':>17}"
+    print(f"{'model':<18}{'mask':<16}{'compiled':>9}{'GPUs':>5}{'processed tok/s':>17}"
           f"{'useful tok/s':>14}{'MFU':>7}{'peak GB':>9}{'planned':>9}")  # fmt: skip
     for row in rows:
         speeds = [row["processed_tokens_per_s"], row["useful_tokens_per_s"]]
         speed = [f"{s:,.0f}" if s is not None else str(row.get("error", "-"))[:13] for s in speeds]
         rest = ["-" if row[key] is None else f"{row[key]:.{digits}f}" for key, digits in
                 (("mfu", 3), ("peak_memory_gb", 1), ("planned_memory_gb", 1))]  # fmt: skip
-        print(f"{row['model']:<16}{row['mask']:<16}{row['compiled']!s:>9}{row['gpus']:>5}"
+        print(f"{row['model']:<18}{row['mask']:<16}{row['compiled']!s:>9}{row['gpus']:>5}"
               f"{speed[0]:>17}{speed[1]:>14}{rest[0]:>7}{rest[1]:>9}{rest[2]:>9}")  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lightthinker.testing.training import tiny_recipe
 from lightthinker.train.flops import ModelSize
 from lightthinker.train.plan import _layer_bytes, _layer_weights, make_plan
+from lightthinker.train.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
 
 LENGTH = 192
 SHAPE = {
@@ -92,3 +97,12 @@ def test_gradients_and_activations_are_not_there_at_once_unless_accumulated(tmp_
     fixed = once.weights_gb + once.optimizer_gb
     loss = once.activations_gb + max(once.logits_gb, once.backward_gb)
     assert once.memory_gb == pytest.approx(fixed + loss)
+
+
+def test_the_documented_plans_are_those_of_the_recipes():
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\S+\.yaml)` \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    assert len(listed) == 8
+    for name, num_gpus, memory in listed:
+        plan = make_plan(load_recipe(ROOT / "recipes" / name), num_gpus=int(num_gpus))
+        assert round(plan.memory_gb) == int(memory), name
