@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ from lightthinker.cli.app import main
 from lightthinker.errors import ConfigError, DataError
 from lightthinker.testing.models import tiny_model
 from lightthinker.testing.training import tiny_recipe, training_losses
+from lightthinker.train import run as run_module
 from lightthinker.train.distributed import deepspeed_config, fsdp2_config, training_settings
 from lightthinker.train.loss import install
 from lightthinker.train.resume import check_ranks_agree
@@ -169,6 +171,9 @@ def test_settings_for_sharding(tmp_path, monkeypatch):
     assert settings["fsdp"] is True
     assert settings["fsdp_config"] == fsdp2_config(recipe)
     assert settings["fsdp_config"]["state_dict_type"] == "SHARDED_STATE_DICT"
+    offloaded = tiny_recipe(tmp_path / "run", distributed={"cpu_offload": True})
+    assert "ddp_backend" not in settings
+    assert training_settings(offloaded, on_gpu=True)["ddp_backend"] == "cuda:nccl,cpu:gloo"
     zero3 = tiny_recipe(
         tmp_path / "run", distributed={"strategy": "deepspeed_zero3", "cpu_offload": True}
     )
@@ -178,6 +183,13 @@ def test_settings_for_sharding(tmp_path, monkeypatch):
     assert config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
     ddp = tiny_recipe(tmp_path / "run", distributed={"strategy": "ddp"})
     assert training_settings(ddp, on_gpu=True) == {"ddp_find_unused_parameters": False}
+
+
+def test_deepspeed_that_is_not_installed_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "training_settings", lambda *_, **__: {"deepspeed": {}})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install deepspeed"):
+        train(tiny_recipe(tmp_path / "run", distributed={"strategy": "deepspeed_zero3"}))
 
 
 def test_more_gpus_than_there_are_is_refused(tmp_path, capsys):

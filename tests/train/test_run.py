@@ -258,3 +258,8 @@ def test_when_no_trace_is_left_each_source_says_why(tmp_path):
         prepare(load_recipe(tmp_path / "recipe.yaml"))
     assert "empty.jsonl: no rows; " in str(refused.value)
     assert "2 dropped: no reasoning (first at 1, 2)" in str(refused.value)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"There is no folder .*nowhere"):
+        train(recipe(tmp_path / "run", model={"path": str(tmp_path / "nowhere")}))

@@ -85,7 +85,9 @@ def load_tokenizer(source: ModelSource) -> Any:
     if source.tokenizer == TASK_TOKENIZER:
         tokenizer = build_task_tokenizer()
     else:
-        name = source.tokenizer or source.path
+        name = str(source.tokenizer or source.path)
+        if (name.startswith((".", "/")) or name.count("/") > 1) and not Path(name).exists():
+            raise CheckpointError(f"There is no folder {name} to load the tokenizer from.")
         extra = (
             {"gguf_file": source.gguf_file} if source.gguf_file and source.tokenizer is None else {}
         )

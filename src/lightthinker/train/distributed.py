@@ -63,6 +63,8 @@ def training_settings(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
     kind = checkpoint_format(recipe, on_gpu=on_gpu)
     if kind == "fsdp2":
         settings |= {"fsdp": True, "fsdp_config": fsdp2_config(recipe)}
+        if distributed.cpu_offload:  # The norm of gradients in host memory is summed there.
+            settings["ddp_backend"] = "cuda:nccl,cpu:gloo"
     elif kind == "deepspeed_zero3":
         settings["deepspeed"] = deepspeed_config(recipe)
     elif is_launched():

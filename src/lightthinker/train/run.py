@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -199,6 +200,11 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     for name, value in values.items():
         if value is False and name.endswith("_strategy"):
             values[name] = "no"  # What YAML makes of an unquoted `no`.
+    if "deepspeed" in values and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            "distributed.strategy: deepspeed_zero3 needs `pip install deepspeed`; fsdp2 needs "
+            "nothing more."
+        )
     try:
         return TrainingArguments(
             output_dir=str(Path(recipe.output_dir) / "checkpoints"),
