@@ -53,6 +53,9 @@ def standalone_model(
         # No time for random weights: buffers are made, parameters taken over.
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.load_state_dict(state, assign=True)
+        # What is not gathered from shards are the weights in training themselves.
+        is_copy = trainer.is_fsdp_enabled
+        copied = {name: tensor.to("cpu", copy=not is_copy) for name, tensor in state.items()}
+        model.load_state_dict(copied, assign=True)
         model.tie_weights()
         return model
