@@ -6,34 +6,41 @@ Three ways through the same documents, in one run on one device:
     causal_flash     the identical rows under a plain causal mask (SDPA, its Flash kernel): what
                      ordinary fine-tuning costs
     dense_padded     each document padded to a row of its own, dense [B, 1, S, S] mask: the way of
-                     the paper's code
+                     the paper's code, nothing compiled, all logits at once. Once more with layers
+                     compiled and the chunked loss, so that only mask and padding differ
 
-Trace lengths are log-normal (median 2,500 tokens). Processed tokens count padding; useful tokens
-are those of documents, without gists and continues. One JSON line ends the output.
+A row that does not fit into memory is measured again with one row a step, and says so. Trace
+lengths are log-normal (median 2,500 tokens). Processed tokens count padding; useful tokens are
+those of documents, without gists and continues. One JSON line ends the output.
 
     python benchmarks/bench_train.py                        # one GPU, Qwen2.5-1.5B shape
     python benchmarks/bench_train.py --shape 7b --lora      # 7B shape with LoRA
-    torchrun --nproc-per-node 2 benchmarks/bench_train.py --shape 7b --masks lifetimes_flex
     python benchmarks/bench_train.py --smoke                # seconds on a CPU
+
+Several GPUs, through the Trainer: bench_train_sharded.py. `--merge-into` adds rows to a file.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
-import platform
-import shlex
-import sys
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from train_results import merge, print_rows, ratios, where
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import causal_mask_function
 
+from lightthinker.block_mask import as_block_mask, causal_blocks
 from lightthinker.compression import CompressionConfig
 from lightthinker.data.packing import Row, collate, pack, pack_row
 from lightthinker.encode import IGNORE_INDEX, Example
@@ -58,7 +65,9 @@ SHAPES: dict[str, dict[str, Any]] = {
               "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
               "tie_word_embeddings": True},
 }  # fmt: skip
-MASKS = ("lifetimes_flex", "causal_flash", "dense_padded")
+MASKS = ("lifetimes_flex", "causal_flash", "dense_padded", "dense_padded_compiled")
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+"""Kernels without a mask in memory; torch takes the one it prefers, any other is an error."""
 NUM_GISTS, THOUGHT, PROMPT = 9, 64, 150
 FIRST_SPECIAL = 3
 
@@ -109,7 +118,7 @@ def documents(count: int, row_length: int, vocab_size: int) -> list[Example]:
 
 def rows_of(examples: list[Example], mask: str, row_length: int) -> list[Row]:
     """Packed rows, or one row for each document."""
-    num_open = 0 if mask == "dense_padded" else 256
+    num_open = 0 if mask.startswith("dense_padded") else 256
     return [
         pack_row(group, row_length, pad_id=0, variants=False)
         for group in pack(examples, row_length, num_open=num_open)
@@ -144,31 +153,44 @@ def build(recipe: Recipe, mask: str, device: torch.device, options: argparse.Nam
         "auto", num_tokens=options.batch_size * options.row_length,
         vocab_size=config.vocab_size, distillation=0.0,
     )  # fmt: skip
-    if mask != "dense_padded":  # the paper's code computes all logits
+    if mask != "dense_padded":
         install(base, chunk_tokens=chunk or 4096)
         if device.type == "cuda":
-            compile_layers(model, distributed=options.world > 1)
+            compile_layers(model)
     return model.train()
 
 
-def shard(model: Any, device: torch.device) -> Any:
-    """FSDP2, one unit a layer; the units accelerate makes."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+@contextmanager
+def causal_kernels(mask: str, device: torch.device) -> Iterator[None]:
+    """Let plain causal attention use nothing but fused kernels, in recomputation too."""
+    if mask == "causal_flash" and device.type == "cuda":
+        with sdpa_kernel(FUSED):
+            yield
+    else:
+        yield
 
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    inner = model.base_model
-    for layer in inner.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = embedding.weight is head.weight
-    if not tied:
-        fully_shard(embedding, mesh=mesh, mp_policy=policy)
-    tail = [inner.norm, *([embedding] if tied else []), head]
-    fully_shard(tail, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    return model
+
+def kernel_of(mask: str, recipe: Recipe, options: argparse.Namespace) -> str:
+    """Return the attention kernel that runs: flex, or the one that SDPA chooses."""
+    if mask == "lifetimes_flex":
+        return "flex_attention"
+    if options.device.type != "cuda":
+        return "sdpa"
+    config = recipe.model.config
+    assert config is not None
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    shape = (options.batch_size, heads, options.row_length, config["hidden_size"] // heads)
+    query = torch.zeros(shape, dtype=torch.bfloat16, device=options.device, requires_grad=True)
+    if mask == "causal_flash":
+        key = query[:, :kv_heads]
+        with causal_kernels(mask, options.device):
+            chosen = torch._fused_sdp_choice(query, key, key, None, 0.0, True, enable_gqa=True)
+    else:
+        dense = torch.zeros(
+            (shape[0], 1, shape[2], shape[2]), dtype=query.dtype, device=query.device
+        )
+        chosen = torch._fused_sdp_choice(query, query, query, dense, 0.0, False)
+    return str(SDPBackend(chosen).name).lower()
 
 
 def forward(model: Any, batch: dict[str, torch.Tensor], mask: str) -> torch.Tensor:
@@ -196,14 +218,13 @@ def forward(model: Any, batch: dict[str, torch.Tensor], mask: str) -> torch.Tens
 
 def measure(mask: str, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """Train for a while under one mask, and report."""
-    device = options.device
+    device, started = options.device, time.perf_counter()
     assert recipe.model.config is not None
+    kernel = kernel_of(mask, recipe, options)
     examples = documents(options.documents, options.row_length, recipe.model.config["vocab_size"])
     rows = rows_of(examples, mask, options.row_length)
     model = build(recipe, mask, device, options)
     size = ModelSize.of(model.get_base_model() if options.lora else model)
-    if options.world > 1:
-        shard(model, device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=device.type == "cuda")
     if device.type == "cuda":
@@ -215,38 +236,99 @@ def measure(mask: str, recipe: Recipe, options: argparse.Namespace) -> dict[str,
             synchronise(device)
             processed = useful = pairs = 0
             begin = time.perf_counter()
-        first = (step * options.world + options.rank) * options.batch_size
+        first = step * options.batch_size
         batch = collate([rows[(first + i) % len(rows)] for i in range(options.batch_size)])
         counts = batch["counts"].sum(dim=0).tolist()
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = forward(model, batch, mask)
-        loss.backward()
+        with causal_kernels(mask, device):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = forward(model, batch, mask)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         processed += batch["input_ids"].numel()
         useful += counts[0] - counts[1]
-        pairs += counts[4]
+        is_causal = mask == "causal_flash"
+        pairs += (
+            batch["input_ids"].numel() * (options.row_length + 1) // 2 if is_causal else counts[4]
+        )
     synchronise(device)
     seconds = time.perf_counter() - begin
     peak = peak_flops(device)
     on_gpu = device.type == "cuda"
-    plan = make_plan(recipe, num_gpus=options.world) if mask == "lifetimes_flex" else None
-    return {
-        "model": f"qwen2-{options.shape}" + ("-lora" if options.lora else ""),
-        "mask": mask,
-        "packing": "none" if mask == "dense_padded" else "best_fit",
-        "gpus": options.world if on_gpu else 0,
-        "processed_tokens_per_s": round(options.world * processed / seconds, 1),
-        "useful_tokens_per_s": round(options.world * useful / seconds, 1),
+    plan = make_plan(recipe) if mask == "lifetimes_flex" else None
+    row = {
+        **named(mask, options),
+        "processed_tokens_per_s": round(processed / seconds, 1),
+        "useful_tokens_per_s": round(useful / seconds, 1),
         "mfu": round(size.training_flops(processed, pairs) / seconds / peak, 4) if peak else None,
         "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 3) if on_gpu else None,
         "planned_memory_gb": round(plan.memory_gb, 3) if plan else None,
+        "kernel": kernel,
         "loss": round(loss.item(), 4),
+        "batch_size": options.batch_size,
         "rows": len(rows),
         "seconds": round(seconds, 3),
+        "start_seconds": round(begin - started, 1),
     }
+    if mask == "lifetimes_flex":
+        row["block_mask_ms"] = block_mask_ms(batch["expires"])
+    return row
+
+
+def named(mask: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return what identifies a row."""
+    is_dense = mask.startswith("dense_padded")
+    return {
+        "model": f"qwen2-{options.shape}" + ("-lora" if options.lora else ""),
+        "mask": "dense_padded" if is_dense else mask,
+        "packing": "none" if is_dense else "best_fit",
+        "gpus": 1 if options.device.type == "cuda" else 0,
+        "compiled": mask != "dense_padded",
+        "through": "loop",
+    }
+
+
+def block_mask_ms(expires: torch.Tensor) -> float:
+    """Return the milliseconds that a step's BlockMask takes, alone on the device."""
+    times = []
+    for _ in range(20):
+        synchronise(expires.device)
+        begin = time.perf_counter()
+        as_block_mask(*causal_blocks(expires), causal_mask_function, (expires.shape[1],) * 2)
+        synchronise(expires.device)
+        times.append(time.perf_counter() - begin)
+    return round(1000 * sorted(times)[len(times) // 2], 3)
+
+
+def measure_or_shrink(mask: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure; with one row a step if memory does not suffice; say so if that does not either."""
+    while True:
+        try:
+            return measure(mask, recipe_of(options), options)
+        except torch.cuda.OutOfMemoryError as error:
+            said, fits_less = str(error), options.batch_size > 1
+        except Exception as error:  # The other rows shall be measured all the same.
+            traceback.print_exc()
+            said, fits_less = f"{type(error).__name__}: {error}", False
+        if not fits_less:
+            none = dict.fromkeys(
+                ("processed_tokens_per_s", "useful_tokens_per_s", "mfu",
+                 "peak_memory_gb", "planned_memory_gb")
+            )  # fmt: skip
+            return named(mask, options) | none | {"error": said[:300]}
+        print(f"{mask} does not fit at {options.batch_size} rows a step; trying 1", flush=True)
+        options = argparse.Namespace(**{**vars(options), "batch_size": 1})
+        free_memory()
+
+
+def free_memory() -> None:
+    """Give back what a model held, compiled programs included."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def synchronise(device: torch.device) -> None:
@@ -267,6 +349,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--merge-into", type=Path)
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     if options.smoke:
@@ -279,59 +362,24 @@ def main() -> None:
     options = parse()
     on_gpu = torch.cuda.is_available() and not options.smoke
     options.device = torch.device("cuda" if on_gpu else "cpu")
-    options.rank = options.world = 0
-    if torch.distributed.is_torchelastic_launched():
-        torch.distributed.init_process_group()
-        options.rank = torch.distributed.get_rank()
-        options.world = torch.distributed.get_world_size()
-        if on_gpu:
-            options.device = torch.device("cuda", options.rank % torch.cuda.device_count())
-            torch.cuda.set_device(options.device)
-    options.world = max(1, options.world)
-    recipe, results = recipe_of(options), []
+    results = []
     for mask in options.masks.split(","):
         if mask not in MASKS:
             raise SystemExit(f"--masks has {mask!r}; allowed: {', '.join(MASKS)}")
-        results.append(measure(mask, recipe, options))
-        if on_gpu:
-            torch.compiler.reset()
-            torch.cuda.empty_cache()
-    if options.rank == 0:
-        report(results, options)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-def report(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Print the table and ratios for people, then one JSON line; write it if asked to."""
-    print(f"{'mask':<16}{'processed tok/s':>17}{'useful tok/s':>14}{'MFU':>8}{'peak GB':>9}")
-    for row in results:
-        mfu = "-" if row["mfu"] is None else f"{row['mfu']:.3f}"
-        memory = "-" if row["peak_memory_gb"] is None else f"{row['peak_memory_gb']:.1f}"
-        print(f"{row['mask']:<16}{row['processed_tokens_per_s']:>17,.0f}"
-              f"{row['useful_tokens_per_s']:>14,.0f}{mfu:>8}{memory:>9}")  # fmt: skip
-    by_mask = {row["mask"]: row for row in results}
-    ratios = {}
-    for name, other, key in (
-        ("processed_over_causal_flash", "causal_flash", "processed_tokens_per_s"),
-        ("useful_over_dense_padded", "dense_padded", "useful_tokens_per_s"),
-    ):
-        if {"lifetimes_flex", other} <= by_mask.keys():
-            ratios[name] = round(by_mask["lifetimes_flex"][key] / by_mask[other][key], 3)
-            print(f"{name}: {ratios[name]}")
-    on_gpu = options.device.type == "cuda"
-    content = {
-        "rows": results,
-        "ratios": ratios,
-        "device": torch.cuda.get_device_name(options.device) if on_gpu else platform.machine(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "command": shlex.join(["python", "benchmarks/bench_train.py", *sys.argv[1:]]),
+        results.append(measure_or_shrink(mask, options))
+        print(json.dumps(results[-1]), flush=True)
+        free_memory()
+    print_rows(results)
+    for model, found in ratios(results).items():
+        print(model, *(f"{name} {value:.3f}" for name, value in found.items()), sep="  ")
+    settings = {
         "seed": 0,
-        "batch_size": options.batch_size,
         "row_length": options.row_length,
         "gradient_checkpointing": options.gradient_checkpointing,
     }
+    if options.merge_into:
+        merge(options.merge_into, results, settings)
+    content = {"rows": results, "ratios": ratios(results)} | where() | settings
     if options.output:
         options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(content))

@@ -125,6 +125,7 @@ BENCHMARKS = {
         "model", "mask", "packing", "gpus", "processed_tokens_per_s", "useful_tokens_per_s", "mfu",
         "peak_memory_gb", "planned_memory_gb",
     },
+    "train_resume": {"comparison", "largest_relative_difference", "allowed", "passed"},
     "ablations": {"setting", "accuracy", "accuracy_ci95", "peak_tokens", "dep_full"},
 }  # fmt: skip
 """What a row of each benchmark's results has at least."""

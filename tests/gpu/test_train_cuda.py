@@ -18,6 +18,12 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from lightthinker.data.packing import collate, pack_row
+from lightthinker.encode import IGNORE_INDEX, Example
+from lightthinker.layout import LayoutRules, Role
+from lightthinker.layout_builder import LayoutBuilder
+from lightthinker.masks import LifetimeBatch, lifetimes
+from lightthinker.testing.models import tiny_model
 from lightthinker.testing.training import tiny_recipe, training_losses
 from lightthinker.train.resume import last_complete_checkpoint
 
@@ -55,11 +61,8 @@ def write_recipe(folder, **changes):
     return file
 
 
-COMMAND_LINE = "import sys; from lightthinker.cli.app import main; main(sys.argv[1:])"
-
-
 def command(file, *flags):
-    return [sys.executable, "-c", COMMAND_LINE, "train", str(file), *flags]
+    return [sys.executable, "-m", "lightthinker.train", str(file), *flags]
 
 
 def run(file, *flags):
@@ -76,6 +79,61 @@ def test_flex_and_sdpa_train_alike(tmp_path):
         run(file, "--num-gpus", "1")
         curves.append(training_losses(tmp_path / name))
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-3)
+
+
+def thought_layout():
+    builder = LayoutBuilder(LayoutRules(num_gists=3))
+    builder.prompt(20)
+    while len(builder) < 470:
+        builder.sampled(17)
+        builder.sampled(role=Role.TRIGGER)
+        builder.compress()
+    builder.sampled(5, role=Role.ANSWER)
+    return builder.build()
+
+
+def gradients(implementation, batch, dtype):
+    torch.manual_seed(0)
+    model = tiny_model(
+        "qwen2", hidden_size=768, head_dim=128, num_attention_heads=6, num_key_value_heads=2,
+        attn_implementation=implementation,
+    ).cuda()  # fmt: skip
+    inputs = {n: batch[n].cuda() for n in ("input_ids", "labels", "position_ids", "attention_mask")}
+    with (
+        torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16),
+        lifetimes(LifetimeBatch(batch["expires"].cuda())),
+    ):
+        loss = model(**inputs).loss
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def test_flex_equals_dense_sdpa_on_packed_rows_in_bfloat16():
+    """Loss to 1e-3; gradients as near to float32's as those of SDPA in bf16, times two."""
+    layout, rng = thought_layout(), np.random.default_rng(0)
+    ids = rng.integers(3, 250, (4, len(layout))).astype(np.int32)
+    examples = [Example(i, np.where(layout.is_output, i, IGNORE_INDEX), layout) for i in ids]
+    rows = [pack_row(pair, 1024, pad_id=0, variants=False) for pair in (examples[:2], examples[2:])]
+    batch = collate(rows)
+    exact, reference = gradients("lt_sdpa", batch, torch.float32)
+    losses, errors = {}, {}
+    for name in ("lt_sdpa", "lt_flex"):
+        losses[name], gradient = gradients(name, batch, torch.bfloat16)
+        errors[name] = float((gradient - reference).norm() / reference.norm())
+    assert losses["lt_flex"] == pytest.approx(losses["lt_sdpa"], rel=1e-3)
+    assert losses["lt_flex"] == pytest.approx(exact, rel=1e-3)
+    assert errors["lt_flex"] < 2 * errors["lt_sdpa"] + 1e-4, errors
+
+
+def test_one_batch_of_eight_equals_eight_accumulated_batches_of_one(tmp_path):
+    for name, at_once in (("whole", 8), ("accumulated", 1)):
+        file = write_recipe(tmp_path / name)
+        settings = yaml.safe_load(file.read_text())
+        settings["trainer"] |= {"per_device_train_batch_size": at_once, "max_steps": 6}
+        file.write_text(yaml.safe_dump(settings))
+        run(file, "--num-gpus", "1")
+    whole, accumulated = (training_losses(tmp_path / n) for n in ("whole", "accumulated"))
+    np.testing.assert_allclose(whole, accumulated, rtol=1e-3)
 
 
 @two_gpus

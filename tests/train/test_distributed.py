@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import shutil
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -18,28 +20,32 @@ from lightthinker.cli.app import main
 from lightthinker.errors import ConfigError, DataError
 from lightthinker.testing.models import tiny_model
 from lightthinker.testing.training import tiny_recipe, training_losses
+from lightthinker.train import run as run_module
 from lightthinker.train.distributed import deepspeed_config, fsdp2_config, training_settings
 from lightthinker.train.loss import install
 from lightthinker.train.resume import check_ranks_agree
 from lightthinker.train.run import train
+from lightthinker.train.trainer import NonFiniteError
 
 
-def _train_rank(rank, port, recipe):
+def _train_rank(rank, port, recipe, resume):
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     AcceleratorState._reset_state(reset_partial_state=True)
-    train(recipe)
+    train(recipe, resume=resume)
 
 
-def _two_ranks(recipe):
+def _two_ranks(recipe, *, resume=False):
     """Fork rather than start anew: importing torch twice more would take most of the time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_train_rank, args=(rank, port, recipe)) for rank in range(2)]
+    ranks = [
+        context.Process(target=_train_rank, args=(rank, port, recipe, resume)) for rank in range(2)
+    ]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -47,7 +53,7 @@ def _two_ranks(recipe):
     assert [process.exitcode for process in ranks] == [0, 0]
 
 
-def test_two_ranks_equal_one_and_one_goes_on_where_two_stopped(tmp_path):
+def test_two_ranks_equal_one_and_both_go_on_where_two_stopped(tmp_path):
     """Token counts are normalised over ranks and accumulation: 2 ranks x 2 = 1 rank x 4."""
     changes = {
         "trainer__per_device_train_batch_size": 1,
@@ -66,10 +72,11 @@ def test_two_ranks_equal_one_and_one_goes_on_where_two_stopped(tmp_path):
                for n in ("one", "two")]  # fmt: skip
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-5)
-    (tmp_path / "two" / "training_log.json").unlink()
-    shutil.rmtree(tmp_path / "two" / "checkpoints" / "checkpoint-4")
-    train(two, resume=True)
-    np.testing.assert_allclose(training_losses(tmp_path / "two"), expected, rtol=1e-5)
+    for resumed in (_two_ranks, train):
+        (tmp_path / "two" / "training_log.json").unlink()
+        shutil.rmtree(tmp_path / "two" / "checkpoints" / "checkpoint-4")
+        resumed(two, resume=True)
+        np.testing.assert_allclose(training_losses(tmp_path / "two"), expected, rtol=1e-5)
 
 
 def _rank(rank, store, digest, answers):
@@ -164,6 +171,9 @@ def test_settings_for_sharding(tmp_path, monkeypatch):
     assert settings["fsdp"] is True
     assert settings["fsdp_config"] == fsdp2_config(recipe)
     assert settings["fsdp_config"]["state_dict_type"] == "SHARDED_STATE_DICT"
+    offloaded = tiny_recipe(tmp_path / "run", distributed={"cpu_offload": True})
+    assert "ddp_backend" not in settings
+    assert training_settings(offloaded, on_gpu=True)["ddp_backend"] == "cuda:nccl,cpu:gloo"
     zero3 = tiny_recipe(
         tmp_path / "run", distributed={"strategy": "deepspeed_zero3", "cpu_offload": True}
     )
@@ -175,6 +185,13 @@ def test_settings_for_sharding(tmp_path, monkeypatch):
     assert training_settings(ddp, on_gpu=True) == {"ddp_find_unused_parameters": False}
 
 
+def test_deepspeed_that_is_not_installed_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "training_settings", lambda *_, **__: {"deepspeed": {}})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install deepspeed"):
+        train(tiny_recipe(tmp_path / "run", distributed={"strategy": "deepspeed_zero3"}))
+
+
 def test_more_gpus_than_there_are_is_refused(tmp_path, capsys):
     file = tmp_path / "recipe.yaml"
     settings = tiny_recipe(tmp_path / "run").to_dict()
@@ -183,3 +200,24 @@ def test_more_gpus_than_there_are_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", str(file), "--num-gpus", "99"])
     assert "--num-gpus is 99" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_error_of_one_rank_alone_is_said(tmp_path, monkeypatch, capsys, rank):
+    """The launcher ends all ranks when one fails: what it has to say must be out by then."""
+    from lightthinker.train import __main__ as entry
+
+    def fails(*args, **kwargs):
+        raise NonFiniteError("The loss became nan.")
+
+    waited = []
+    monkeypatch.setattr(entry, "train", fails)
+    monkeypatch.setattr(entry, "wait_for_the_first", lambda: waited.append(rank))
+    monkeypatch.setenv("RANK", rank)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(tiny_recipe(tmp_path / "run").to_dict()))
+    monkeypatch.setattr(sys, "argv", ["lightthinker.train", str(file)])
+    assert entry.main() == 2
+    said = capsys.readouterr().err
+    assert said == ("error: " if rank == "0" else "error (rank 1): ") + "The loss became nan.\n"
+    assert waited == ([] if rank == "0" else ["1"])

@@ -22,6 +22,7 @@ from lightthinker.cli.app import main
 from lightthinker.errors import CheckpointError, ConfigError, DataError
 from lightthinker.testing.training import tiny_recipe, training_losses
 from lightthinker.train.card import update_card
+from lightthinker.train.export import standalone_model
 from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
 from lightthinker.train.recipe import load_recipe
 from lightthinker.train.run import train, training_arguments
@@ -258,3 +259,29 @@ def test_when_no_trace_is_left_each_source_says_why(tmp_path):
         prepare(load_recipe(tmp_path / "recipe.yaml"))
     assert "empty.jsonl: no rows; " in str(refused.value)
     assert "2 dropped: no reasoning (first at 1, 2)" in str(refused.value)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"There is no folder .*nowhere"):
+        train(recipe(tmp_path / "run", model={"path": str(tmp_path / "nowhere")}))
+
+
+def test_the_standalone_model_is_a_copy(tmp_path, monkeypatch):
+    """What is done to it, by the engine or when it is saved, does not reach the one in training."""
+    seen = []
+
+    def compare(trainer, settings, *args, **kwargs):
+        copy = standalone_model(trainer, settings)
+        for (name, mine), theirs in zip(
+            trainer.model.named_parameters(), copy.parameters(), strict=True
+        ):
+            torch.testing.assert_close(theirs.data, mine.data, rtol=0, atol=0)
+            assert theirs.data_ptr() != mine.data_ptr(), name
+        assert copy.lm_head.weight is copy.model.embed_tokens.weight
+        assert copy(torch.tensor([[5, 6]])).logits.isfinite().all()
+        seen.append(copy)
+
+    monkeypatch.setattr(run_module, "_save", compare)
+    monkeypatch.setattr(run_module, "write_card", lambda *args: None)
+    train(recipe(tmp_path / "run", trainer__max_steps=1))
+    assert seen

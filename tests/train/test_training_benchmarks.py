@@ -8,8 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_import_each_other(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def run_script(monkeypatch, capsys, name, *arguments):
@@ -30,14 +36,102 @@ def test_bench_train(tmp_path, monkeypatch, capsys, flags):
         "lifetimes_flex",
         "causal_flash",
         "dense_padded",
+        "dense_padded",
     ]
+    assert [row["compiled"] for row in written["rows"]] == [True, True, False, True]
     for row in written["rows"]:
         assert {"model", "packing", "gpus", "mfu", "peak_memory_gb"} <= row.keys()
         assert 0 < row["useful_tokens_per_s"] < row["processed_tokens_per_s"]
-    flex, causal, dense = written["rows"]
+    flex, causal, dense, _ = written["rows"]
     assert flex["rows"] == causal["rows"] < dense["rows"]
     assert flex["planned_memory_gb"] > 0
-    assert written["ratios"].keys() == {"processed_over_causal_flash", "useful_over_dense_padded"}
+    (found,) = written["ratios"].values()
+    assert found["processed_over_causal_flash"] == pytest.approx(
+        flex["processed_tokens_per_s"] / causal["processed_tokens_per_s"], abs=1e-3
+    )
+    assert found["useful_over_dense_padded"] == pytest.approx(
+        flex["useful_tokens_per_s"] / dense["useful_tokens_per_s"], abs=1e-3
+    )
+
+
+def row_of(**changes):
+    row = {"model": "m", "mask": "lifetimes_flex", "packing": "best_fit", "gpus": 1,
+           "compiled": True, "through": "loop", "processed_tokens_per_s": 90.0,
+           "useful_tokens_per_s": 60.0}  # fmt: skip
+    return row | changes
+
+
+def test_runs_are_merged_into_one_file(tmp_path, monkeypatch):
+    from train_results import merge
+
+    file = tmp_path / "results" / "bench_train.json"
+    monkeypatch.setattr(sys, "argv", ["first.py"])
+    merge(file, [row_of(), row_of(mask="causal_flash", processed_tokens_per_s=100.0)], {"seed": 0})
+    monkeypatch.setattr(sys, "argv", ["second.py"])
+    slow = row_of(mask="dense_padded", compiled=False, useful_tokens_per_s=20.0)
+    merge(file, [slow, row_of(processed_tokens_per_s=80.0)], {"seed": 0})
+    merge(file, [row_of(gpus=2, through="trainer")], {"seed": 0})
+    content = json.loads(file.read_text())
+    assert len(content["rows"]) == 4
+    assert content["ratios"] == {
+        "m": {"processed_over_causal_flash": 0.8, "useful_over_dense_padded": 3.0}
+    }
+    assert content["command"] == "python first.py && python second.py"
+    commands = {row["mask"]: row["command"] for row in content["rows"]}
+    assert commands["causal_flash"] == "python first.py"
+    assert commands["dense_padded"] == "python second.py"
+    assert {"device", "versions", "seed"} <= content.keys()
+    assert list(tmp_path.glob("results/*")) == [file]
+
+
+def test_a_row_that_fails_does_not_stop_the_others(monkeypatch, capsys):
+    import bench_train
+
+    def fails(mask, recipe, options):
+        if mask == "causal_flash":
+            raise RuntimeError("No available kernel")
+        if options.batch_size > 1:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return bench_train.named(mask, options) | {"batch_size": options.batch_size}
+
+    monkeypatch.setattr(bench_train, "measure", fails)
+    monkeypatch.setattr(sys, "argv", ["bench_train.py", "--smoke"])
+    options = bench_train.parse()
+    options.device = torch.device("cpu")
+    assert bench_train.measure_or_shrink("lifetimes_flex", options)["batch_size"] == 1
+    row = bench_train.measure_or_shrink("causal_flash", options)
+    assert row["error"] == "RuntimeError: No available kernel"
+    assert row["processed_tokens_per_s"] is None
+
+
+def test_resumed_losses_are_compared_step_by_step():
+    from train_resume import STEPS, compare
+
+    curve = {step: 10.0 - step / 10 for step in range(1, STEPS + 1)}
+    shifted = curve | {STEPS - 1: curve[STEPS - 1] * (1 + 5e-4)}
+    results = {
+        "straight": {"losses": curve},
+        "resumed": {"losses": shifted},
+        "on_one": {"losses": shifted},
+        "one": {"losses": {1: 9.9}, "error": "exit 2"},
+    }
+    resumed, on_one, one = compare(results)
+    assert resumed["largest_relative_difference"] == pytest.approx(5e-4)
+    assert not resumed["passed"]  # the same number of GPUs: equal
+    assert on_one["passed"]  # another number: within 1e-3
+    assert not one["passed"]
+    assert one["error"] == "exit 2"
+
+
+def test_benchmark_traces_are_of_realistic_length(tmp_path):
+    from training_runs import make_traces
+
+    make_traces(tmp_path / "traces.jsonl", 200, 4096)
+    traces = [json.loads(line) for line in (tmp_path / "traces.jsonl").open()]
+    thoughts = sorted(len(t["reasoning"].split("\n\n")) for t in traces)
+    # 64 tokens, trigger, nine gists and continue for each thought; median 2,500 in all.
+    assert thoughts[100] == pytest.approx((2500 - 150) / 75, abs=3)
+    assert thoughts[-1] * 75 + 150 < 4096
 
 
 def test_ablations_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):

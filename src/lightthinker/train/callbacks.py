@@ -94,7 +94,10 @@ class Monitor:
             measured["thoughts_per_document"] = round(counts["thoughts"] / counts["documents"], 2)
             measured["visible_per_token"] = round(counts["attended"] / counts["tokens"], 1)
         if args.device.type == "cuda":
-            measured["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
+            peak_bytes = torch.tensor(torch.cuda.max_memory_allocated(), device=args.device)
+            if args.world_size > 1:
+                torch.distributed.all_reduce(peak_bytes, op=torch.distributed.ReduceOp.MAX)
+            measured["peak_memory_gb"] = round(peak_bytes.item() / 1e9, 3)
         self._mark = (step, now)
         return measured
 

@@ -87,7 +87,9 @@ def load_tokenizer(source: ModelSource) -> Any:
     if source.tokenizer == TASK_TOKENIZER:
         tokenizer = build_task_tokenizer()
     else:
-        name = source.tokenizer or source.path
+        name = str(source.tokenizer or source.path)
+        if (name.startswith((".", "/")) or name.count("/") > 1) and not Path(name).exists():
+            raise CheckpointError(f"There is no folder {name} to load the tokenizer from.")
         extra = (
             {"gguf_file": source.gguf_file} if source.gguf_file and source.tokenizer is None else {}
         )
@@ -198,15 +200,16 @@ def _make_config(settings: dict[str, Any]) -> Any:
 
 def _from_checkpoint(source: ModelSource, four_bits: Any) -> Any:
     extra: dict[str, Any] = {"use_safetensors": True}
+    dtype = getattr(torch, source.dtype)
     if four_bits is not None:
-        extra["quantization_config"] = four_bits
+        extra["quantization_config"], dtype = four_bits, torch.float32
     if source.gguf_file:
         from transformers import GgufConfig
 
         extra = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=torch.float32, trust_remote_code=False, **extra
+            source.path, dtype=dtype, trust_remote_code=False, **extra
         )
     except OSError as error:
         raise CheckpointError(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lightthinker.errors import ConfigError
 from lightthinker.train.recipe import Recipe
@@ -62,6 +63,8 @@ def training_settings(recipe: Recipe, *, on_gpu: bool) -> dict[str, Any]:
     kind = checkpoint_format(recipe, on_gpu=on_gpu)
     if kind == "fsdp2":
         settings |= {"fsdp": True, "fsdp_config": fsdp2_config(recipe)}
+        if distributed.cpu_offload:  # The norm of gradients in host memory is summed there.
+            settings["ddp_backend"] = "cuda:nccl,cpu:gloo"
     elif kind == "deepspeed_zero3":
         settings["deepspeed"] = deepspeed_config(recipe)
     elif is_launched():
@@ -102,6 +105,28 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
     }
+
+
+class EmbeddingsInRootUnit(TrainerCallback):  # type: ignore[misc]
+    """Leaves embedding and head of an adapted model to FSDP2's root unit.
+
+    accelerate makes a unit of each unless both are one weight, which peft's wrappers hide: tied
+    weights would be split into two units. It asks the model for them when it shards, and training
+    begins after that.
+
+    Args:
+        model: A model with adapters, before it is sharded.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+        model.get_input_embeddings = model.get_output_embeddings = lambda: None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Give the model its methods back."""
+        del self.model.get_input_embeddings, self.model.get_output_embeddings
 
 
 def launch(num_gpus: int, arguments: Sequence[str], *, on_cpu: bool = False) -> None:

@@ -6,9 +6,11 @@ main process gets the model.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM
 
 from lightthinker.compression import CONFIG_KEY
@@ -19,14 +21,23 @@ from lightthinker.train.trainer import LightThinkerTrainer
 
 
 @torch.no_grad()
-def standalone_model(trainer: LightThinkerTrainer, recipe: Recipe) -> Any:
+def standalone_model(
+    trainer: LightThinkerTrainer, recipe: Recipe, *, adapter: Path | None = None
+) -> Any:
     """Return a copy of the model on the CPU, with whole, merged weights; None on other ranks.
 
     Random number generators are left as they were.
+
+    Args:
+        trainer: The run.
+        recipe: What it trains.
+        adapter: Folder to write the adapters to as well, not merged.
     """
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return None
+    if adapter is not None:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(adapter, state_dict=state)
     with torch.random.fork_rng():
         if has_adapters(recipe):
             model, _, compression = load_model(recipe, seed=trainer.args.seed, quantize=False)
@@ -39,7 +50,12 @@ def standalone_model(trainer: LightThinkerTrainer, recipe: Recipe) -> Any:
         config = type(trainer.model.config).from_dict(trainer.model.config.to_dict())
         setattr(config, CONFIG_KEY, getattr(trainer.model.config, CONFIG_KEY))
         config.use_cache = True
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.load_state_dict(state)
+        # No time for random weights: buffers are made, parameters taken over.
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # What is not gathered from shards are the weights in training themselves.
+        is_copy = trainer.is_fsdp_enabled
+        copied = {name: tensor.to("cpu", copy=not is_copy) for name, tensor in state.items()}
+        model.load_state_dict(copied, assign=True)
         model.tie_weights()
         return model

@@ -45,6 +45,7 @@ class ModelSize:
         hidden_size: Width.
         intermediate_size: Inner width of the feed-forward layers.
         vocab_size: Rows of the head.
+        is_tied: Whether head and embedding are one matrix.
     """
 
     num_parameters: int
@@ -57,6 +58,7 @@ class ModelSize:
     hidden_size: int
     intermediate_size: int
     vocab_size: int
+    is_tied: bool
 
     @classmethod
     def of(cls, model: Any) -> ModelSize:
@@ -66,7 +68,9 @@ class ModelSize:
         embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         every = {id(p): p for p in model.parameters()}.values()
         total = sum(_num_weights(p) for p in every)
-        multiplied = total - (0 if head is embedding else embedding.numel())
+        # Adapters of single rows hide that two weights are one.
+        is_tied = head is embedding or bool(config.tie_word_embeddings)
+        multiplied = total - (0 if is_tied else embedding.numel())
         experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
         if experts:
             experts_of = [p for n, p in model.named_parameters() if ".experts." in n]
@@ -84,6 +88,7 @@ class ModelSize:
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             vocab_size=head.shape[0],
+            is_tied=is_tied,
         )
 
     def training_flops(self, num_tokens: int, num_pairs: int) -> float:

@@ -1,8 +1,10 @@
 """`--plan`: what a recipe will train, and estimates of memory and time, before a GPU is touched.
 
-Weights live on the meta device only. Memory is counted from what the training step keeps: weights,
-gradients, two Adam moments, the activations that the backward pass needs, and the logits. Time is
-flops over a device's peak at an assumed utilisation, and is called an estimate because it is one.
+Weights live on the meta device only. Memory is what a step holds at its fullest moment: either in
+the loss (weights, two Adam moments, all activations, logits) or in the last layer of the backward
+pass (gradients in place of activations). What a compiled layer keeps was counted from the tensors
+that it saves. Time is flops over a device's peak at an assumed utilisation, and is called an
+estimate because it is one.
 """
 
 from __future__ import annotations
@@ -41,8 +43,10 @@ class Plan:
         gradients_gb: Their gradients.
         optimizer_gb: Adam's two moments, float32.
         activations_gb: Kept for the backward pass.
-        logits_gb: Logits of a chunk or batch, and their gradient.
-        gathered_gb: Weights of the layers gathered at once (sharded training).
+        logits_gb: Logits of a chunk or batch, their gradient, and what the head's weights add.
+        backward_gb: What the backward pass of one layer adds: its gradients, recomputed
+            activations, weights gathered from other GPUs.
+        accumulates: Whether gradients of earlier micro-batches are there during the loss.
         rows_per_step: Rows in an optimizer step.
         num_steps: Optimizer steps; None until the data is prepared.
         flops_per_step: Useful flops of a step.
@@ -56,7 +60,8 @@ class Plan:
     optimizer_gb: float
     activations_gb: float
     logits_gb: float
-    gathered_gb: float
+    backward_gb: float
+    accumulates: bool
     rows_per_step: int
     num_steps: int | None
     flops_per_step: float
@@ -64,14 +69,11 @@ class Plan:
     @property
     def memory_gb(self) -> float:
         """Planned peak memory of one GPU."""
-        return (
-            self.weights_gb
-            + self.gradients_gb
-            + self.optimizer_gb
-            + self.activations_gb
-            + self.logits_gb
-            + self.gathered_gb
-        )
+        in_loss = self.activations_gb + max(self.logits_gb, self.backward_gb)
+        if self.accumulates:
+            in_loss += self.gradients_gb
+        at_end = self.gradients_gb + self.backward_gb
+        return self.weights_gb + self.optimizer_gb + max(in_loss, at_end)
 
     def hours(self, device: str, mfu: float = ASSUMED_MFU) -> float | None:
         """Estimated hours on such devices; None if steps or device are not known."""
@@ -106,6 +108,7 @@ def make_plan(recipe: Recipe, *, num_gpus: int = 1) -> Plan:
     tokens = per_device * recipe.data.row_length
     frozen = size.num_parameters - size.num_trainable
     held = (4 * size.num_trainable + bytes_per_weight * frozen) / shards
+    copied = num_gpus > 1 and not sharded  # DDP reduces gradients in buckets of its own.
     chunk = resolve_chunk(
         recipe.loss.chunk_tokens,
         num_tokens=tokens,
@@ -118,21 +121,18 @@ def make_plan(recipe: Recipe, *, num_gpus: int = 1) -> Plan:
     if steps <= 0 and rows is not None:
         steps = int((trainer.get("num_train_epochs") or 3) * -(-rows // rows_per_step))
     step_tokens = rows_per_step * recipe.data.row_length
-    layer = (size.num_parameters - 2 * size.vocab_size * size.hidden_size) / size.num_layers
     distilled = 1 + (1 / 3 if recipe.loss.distillation else 0)
     return Plan(
         size=size,
         num_gpus=num_gpus,
         strategy=distributed.strategy if num_gpus > 1 else "single",
         weights_gb=0.0 if offload else held / 1e9,
-        gradients_gb=0.0 if offload else 4 * size.num_trainable / shards / 1e9,
+        gradients_gb=0.0 if offload else (4 + 4 * copied) * size.num_trainable / shards / 1e9,
         optimizer_gb=0.0 if offload else 8 * size.num_trainable / shards / 1e9,
-        activations_gb=_activation_bytes(recipe, size) * tokens / 1e9,
-        # Logits in bf16 and float32, their softmax's gradient in float32.
-        logits_gb=10 * (chunk or tokens) * size.vocab_size / 1e9,
-        gathered_gb=(2 * 2 * layer + 2 * size.vocab_size * size.hidden_size) / 1e9
-        if sharded
-        else 0.0,
+        activations_gb=_activation_bytes(recipe, size, tokens, sharded=sharded) / 1e9,
+        logits_gb=_logits_bytes(size, min(chunk or tokens, tokens)) / 1e9,
+        backward_gb=_backward_bytes(recipe, size, tokens, sharded=sharded) / 1e9,
+        accumulates=accumulation > 1,
         rows_per_step=rows_per_step,
         num_steps=steps if steps > 0 else None,
         flops_per_step=distilled * size.training_flops(step_tokens, int(pairs * step_tokens)),
@@ -159,7 +159,7 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
         (name.replace("_gb", " (estimate)"), f"{getattr(plan, name):8.2f} GB")
         for name in (
             "weights_gb", "gradients_gb", "optimizer_gb", "activations_gb", "logits_gb",
-            "gathered_gb", "memory_gb",
+            "backward_gb", "memory_gb",
         )
     ]  # fmt: skip
     fits = [d for d, memory in DEVICE_MEMORY_GB.items() if plan.memory_gb < 0.92 * memory]
@@ -210,20 +210,70 @@ def _task_vocabulary(recipe: Recipe) -> int | None:
     return len(build_task_tokenizer()) + len(recipe.compression.special_tokens)
 
 
-def _activation_bytes(recipe: Recipe, size: ModelSize) -> float:
-    """Bytes kept for the backward pass, for each token of a micro-batch.
+def _layer_weights(size: ModelSize) -> float:
+    embeddings = (1 if size.is_tied else 2) * size.vocab_size * size.hidden_size
+    return (size.num_parameters - embeddings) / size.num_layers
 
-    A layer under bf16 autocast keeps: the float32 inputs of its two norms and the normalised bf16
-    copies, query, key, value, attention output and log-sum-exp, the three feed-forward activations
-    and their product. With checkpointing only each layer's float32 input is kept, and one layer in
-    full while it is recomputed.
+
+def _has_copies(recipe: Recipe, *, sharded: bool) -> bool:
+    """Whether autocast makes bf16 copies of float32 weights; sharded ones are gathered as bf16."""
+    return recipe.model.dtype == "float32" and not sharded
+
+
+def _layer_bytes(recipe: Recipe, size: ModelSize, *, sharded: bool) -> float:
+    """Bytes that one layer keeps for its backward pass, for each token.
+
+    Compiled: its input, three bf16 vectors of the model's width, query, key, value, attention
+    output and log-sum-exp, and three bf16 vectors of the feed-forward width. Not compiled, the
+    norms keep float32 copies too, and the feed-forward part a fourth vector.
     """
     width, inner = size.hidden_size, size.intermediate_size
-    attention = 2 * size.head_dim * (2 * size.num_heads + 2 * size.num_kv_heads)
-    layer = 2 * 4 * width + 2 * 2 * width + attention + 4 * size.num_heads + 2 * 4 * inner
+    heads = 4 * size.head_dim * (size.num_heads + size.num_kv_heads) + 4 * size.num_heads
+    stream = 4 if _has_copies(recipe, sharded=sharded) else 2
+    if not recipe.model.compile:
+        return (26 if stream == 4 else 16) * width + heads + 8 * inner
+    adapted = 2 * width if recipe.lora is not None else 0
+    return stream * width + 6 * width + heads + 6 * inner + adapted
+
+
+def _activation_bytes(recipe: Recipe, size: ModelSize, tokens: int, *, sharded: bool) -> float:
+    """Bytes of a micro-batch kept for the backward pass; with checkpointing layers' inputs only."""
+    has_copies = _has_copies(recipe, sharded=sharded)
+    ends = 12.0 * size.hidden_size * tokens
     if recipe.trainer.get("gradient_checkpointing"):
-        return 4.0 * width * size.num_layers + layer + 12.0 * width
-    return float(layer * size.num_layers + 12 * width)
+        stream = 4 if has_copies else 2
+        return stream * size.hidden_size * size.num_layers * tokens + ends
+    layer = _layer_bytes(recipe, size, sharded=sharded) * tokens
+    copies = 2 * _layer_weights(size) if has_copies else 0.0
+    return (layer + copies) * size.num_layers + ends
+
+
+def _logits_bytes(size: ModelSize, tokens: int) -> float:
+    """Bytes of the loss at its fullest.
+
+    Log-probabilities and two gradients in float32; of the head's weights a bf16 copy and a
+    gradient, which adapters of single rows need as well.
+    """
+    weights = size.vocab_size * size.hidden_size
+    is_trained = size.num_trainable > weights
+    return 12.0 * tokens * size.vocab_size + (6 if is_trained else 4) * weights
+
+
+def _backward_bytes(recipe: Recipe, size: ModelSize, tokens: int, *, sharded: bool) -> float:
+    """Bytes that a layer's backward pass adds to what is kept.
+
+    Gradients of its activations, and with checkpointing the activations. Sharded: weights of the
+    layer, of the one fetched ahead and the buffer they arrive in, bf16; if they are trained, their
+    bf16 gradients and float32 ones being reduced, of two layers.
+    """
+    layer = _layer_weights(size)
+    added = (6.0 * size.intermediate_size + 12.0 * size.hidden_size) * tokens
+    if recipe.trainer.get("gradient_checkpointing"):
+        added += _layer_bytes(recipe, size, sharded=sharded) * tokens
+        added += 2 * layer if _has_copies(recipe, sharded=sharded) else 0
+    if sharded:
+        added += (6 + 10 * (recipe.lora is None)) * layer
+    return added
 
 
 def _rows(recipe: Recipe) -> tuple[int | None, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -20,7 +22,12 @@ from lightthinker.train.callbacks import Monitor, StopOnInterrupt
 from lightthinker.train.card import LOG_FILE, RECIPE_FILE, write_card
 from lightthinker.train.checkpoint import check_disk, load_model, save_checkpoint
 from lightthinker.train.datasets import PackedRows, TaskRows
-from lightthinker.train.distributed import checkpoint_format, training_settings
+from lightthinker.train.distributed import (
+    EmbeddingsInRootUnit,
+    checkpoint_format,
+    is_launched,
+    training_settings,
+)
 from lightthinker.train.evaluation import EngineEvaluation
 from lightthinker.train.export import standalone_model
 from lightthinker.train.flops import ModelSize
@@ -125,6 +132,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         manifest=manifest,
         monitor=Monitor(size, rows_per_step * recipe.data.row_length, output / JSON_LINES_FILE),
     )
+    if manifest["format"] == "fsdp2" and has_adapters(recipe):
+        trainer.add_callback(EmbeddingsInRootUnit(model))
     if recipe.evaluate is not None:
         trainer.add_callback(EngineEvaluation(trainer, recipe, tokenizer, compression))
     try:
@@ -166,6 +175,9 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     the recipe's strategy.
     """
     on_gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu")
+    if is_launched() and not on_gpu:
+        # Else accelerate calls it cpu:0, a name under which torch.load restores nothing.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     defaults: dict[str, Any] = {
         "learning_rate": 2e-5,
         "lr_scheduler_type": "cosine",
@@ -188,6 +200,11 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     for name, value in values.items():
         if value is False and name.endswith("_strategy"):
             values[name] = "no"  # What YAML makes of an unquoted `no`.
+    if "deepspeed" in values and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            "distributed.strategy: deepspeed_zero3 needs `pip install deepspeed`; fsdp2 needs "
+            "nothing more."
+        )
     try:
         return TrainingArguments(
             output_dir=str(Path(recipe.output_dir) / "checkpoints"),
@@ -254,13 +271,14 @@ def _save(
     """Write the final checkpoint: whole, merged, plain Hugging Face."""
     settings = {"dtype": recipe.save.dtype, "max_shard_size": recipe.save.max_shard_size}
     adapted = has_adapters(recipe)
-    model = standalone_model(trainer, recipe) if sharded or adapted else trainer.model
+    kept = recipe.lora is not None and recipe.lora.save_adapter
+    model = trainer.model
+    if sharded or adapted:
+        model = standalone_model(trainer, recipe, adapter=output / "adapter" if kept else None)
     if not trainer.is_world_process_zero():
         return
     model.config.use_cache = True
     save_checkpoint(model, tokenizer, output, **settings)
-    if recipe.lora is not None and recipe.lora.save_adapter:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output / "adapter")
 
 
 def _is_used(output: Path) -> bool:

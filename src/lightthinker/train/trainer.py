@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -43,6 +44,11 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.manifest = dict(manifest)
         self.monitor = monitor
+        if self.is_fsdp_enabled and self.args.bf16:
+            # accelerate's choice rounds the loss itself, and sums of gradients, to bf16.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
         self._counts = torch.zeros(len(ROW_COUNTS), dtype=torch.int64, device=self.args.device)
         self._divergences: list[torch.Tensor] = []
 
