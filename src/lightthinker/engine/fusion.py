@@ -22,6 +22,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
+from lightthinker.engine.skinny import dependent_launch, use_skinny_linears
+
 PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of sibling modules that get the same input, in transformers' models."""
 
@@ -150,9 +152,11 @@ def merge_projections(module: fx.GraphModule) -> int:
 
 
 def compile_merged(module: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-    """Inductor with merged projections, a backend for `torch.compile`."""
+    """Inductor with merged projections and our matmuls, a backend for `torch.compile`."""
     merge_projections(module)
-    compiled: Callable[..., Any] = torch._inductor.compile(module, example_inputs)
+    use_skinny_linears(module)
+    with dependent_launch():
+        compiled: Callable[..., Any] = torch._inductor.compile(module, example_inputs)
     return compiled
 
 

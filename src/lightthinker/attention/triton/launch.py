@@ -6,8 +6,10 @@ sweep. The table is small; `benchmarks/bench_kernels.py` sweeps it. Knows sizes 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -68,6 +70,26 @@ def num_splits(num_rows: int, num_kv_heads: int, num_multiprocessors: int) -> in
     while splits < MAX_SPLITS and num_rows * num_kv_heads * splits < wanted:
         splits *= 2
     return splits
+
+
+@cache
+def pdl_supported(device: torch.device) -> bool:
+    """Whether kernels on `device` may begin before those ahead of them have ended.
+
+    That is programmatic dependent launch (sm_90 and later): a kernel launched so must call
+    `gdc_wait` before it touches memory, which waits for the end of all kernels ahead. Off in
+    Triton's interpreter, and with LIGHTTHINKER_PDL=0 in the environment.
+    """
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    if os.environ.get("TRITON_INTERPRET") == "1" or os.environ.get("LIGHTTHINKER_PDL") == "0":
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def pdl_options(pdl: bool) -> dict[str, Any]:
+    """Return the launch options of a kernel; not every backend of Triton knows the name."""
+    return {"launch_pdl": True} if pdl else {}
 
 
 @cache

@@ -11,9 +11,10 @@ With a gate, a program computes both halves of a tile, and `act(gate) * up` of i
 results are rounded where torch rounds them: after each matmul with its bias, after the activation,
 after the product.
 
-Invariant: nothing that another kernel writes is touched before `gdc_wait`, and dependents are not
-launched before it (programmatic dependent launch; weights and biases never change). Launches that
-overlap otherwise, on two streams of one device, would share counters: there must be none.
+Invariant: nothing that another kernel writes is touched before `gdc_wait` (weights never change),
+and dependents are launched only after it: Inductor's kernels read what was written before the
+kernel ahead of them without waiting. Launches that overlap otherwise, on two streams of one device,
+would share counters: there must be none.
 
 Shapes: T rows, K inputs, N outputs.
 """
@@ -26,11 +27,18 @@ import torch
 import triton
 import triton.language as tl
 
-from lightthinker.attention.triton.launch import next_power_of_two, num_multiprocessors
+from lightthinker.attention.triton.launch import (
+    next_power_of_two,
+    num_multiprocessors,
+    pdl_options,
+    pdl_supported,
+)
 from lightthinker.attention.triton.linear_launch import MAX_TILES, LinearConfig
 
 PREFETCHED = 512
 """Inputs of each of a program's first weight rows that are asked for before `gdc_wait`."""
+
+PRODUCT_BLOCK = 1024
 
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 
@@ -188,6 +196,49 @@ def _linear_kernel(
         begin += last - first
 
 
+@triton.jit
+def _product_kernel(
+    y, out, num_outputs, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    row = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < num_outputs
+    gate = tl.load(y + 2 * row * num_outputs + column, mask=inside)
+    up = tl.load(y + (2 * row + 1) * num_outputs + column, mask=inside)
+    activated = _activate(gate.to(tl.float32), ACTIVATION).to(gate.dtype)
+    product = (activated.to(tl.float32) * up.to(tl.float32)).to(gate.dtype)
+    tl.store(out + row * num_outputs + column, product, mask=inside)
+
+
+def gated_product(y_TN: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return `act(gate) * up` [T, N / 2] of two halves, in one kernel.
+
+    Args:
+        y_TN: The gate's outputs, then the other projection's; contiguous.
+        activation: One of `ACTIVATIONS`.
+    """
+    assert y_TN.is_contiguous()
+    num_rows, num_outputs = y_TN.shape[0], y_TN.shape[1] // 2
+    out = y_TN.new_empty(num_rows, num_outputs)
+    if not num_rows:
+        return out
+    pdl = pdl_supported(y_TN.device)
+    _product_kernel[(triton.cdiv(num_outputs, PRODUCT_BLOCK), num_rows)](
+        y_TN,
+        out,
+        num_outputs,
+        ACTIVATION=activation,
+        BLOCK=PRODUCT_BLOCK,
+        PDL=pdl,
+        num_warps=4,
+        **pdl_options(pdl),
+    )
+    return out
+
+
 @cache
 def _counters(device: torch.device) -> torch.Tensor:
     return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)
@@ -260,7 +311,7 @@ def _launch(
         dtype=torch.float32,
         device=device,
     )
-    pdl = config.pdl and _can_overlap(device)
+    pdl = config.pdl and pdl_supported(device)
     _linear_kernel[(num_programs,)](
         x_TK,
         weight_NK,
@@ -283,12 +334,6 @@ def _launch(
         PREFETCHED=PREFETCHED,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        **({"launch_pdl": True} if pdl else {}),
+        **pdl_options(pdl),
     )
     return out
-
-
-@cache
-def _can_overlap(device: torch.device) -> bool:
-    """Whether the device can launch a kernel while the one before it ends."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 MAX_ROWS = 256
 """A step of more rows is computed by the library: it waits for arithmetic, not for weights."""
 
+NUM_ROWS = (16, 32, 64, 128, MAX_ROWS)
+"""Settings are for numbers of rows up to each of these."""
+
 MAX_TILES = 1 << 15
 """Most tiles of one matmul: each has a counter."""
 
@@ -50,3 +53,17 @@ class LinearConfig:
             return num_tiles
         num_steps = -(-num_inputs // self.block_k)
         return min(self.per_multiprocessor * num_multiprocessors, num_tiles * num_steps)
+
+
+def linear_config(
+    num_rows: int, weight_rows: int, num_inputs: int, *, gated: bool = False
+) -> LinearConfig | None:
+    """Return how to launch a matmul of a step, or None where the library is to compute it.
+
+    Args:
+        num_rows: Rows of the step.
+        weight_rows: Rows of the weight, with a gate those of both halves.
+        num_inputs: Columns of the weight.
+        gated: Whether it ends in `act(gate) * up`.
+    """
+    return None
