@@ -128,8 +128,7 @@ def use_skinny_linears(
                 num_gated += 1
         ours.meta = dict(replaced.meta)
         replaced.replace_all_uses_with(ours)
-    # What is left of them would be computed all the same if nothing took it away.
-    graph.eliminate_dead_code(_has_side_effects)
+        _erase(replaced, linear)
     module.recompile()
     return num_plain, num_gated
 
@@ -201,10 +200,13 @@ def _activation(node: fx.Node) -> str | None:
     return None
 
 
-def _has_side_effects(node: fx.Node) -> bool:
-    """Everything stays but what the replaced matmuls were made of."""
-    is_chunk = (node.op, node.target) == ("call_method", "chunk")
-    return not is_chunk and node.target not in (F.linear, F.silu, F.gelu, operator.getitem)
+def _erase(node: fx.Node, first: fx.Node) -> None:
+    """Take away a node that nothing uses, and what was only for it, back to the first one."""
+    inputs = [] if node is first else node.all_input_nodes
+    node.graph.erase_node(node)
+    for earlier in inputs:
+        if not earlier.users:
+            _erase(earlier, first)
 
 
 def dependent_launch() -> AbstractContextManager[None]:
