@@ -49,43 +49,75 @@ MAX_LAUNCHES = 150
 TOLERANCE = 0.02
 """Largest error, over the largest value, of settings that count: bf16 rounds by up to 0.004."""
 
-Settings = tuple[int, int, int, int]  # block_n, block_k, num_warps, num_stages
+Settings = tuple[int, int, int, int, bool]  # block_n, block_k, num_warps, num_stages, tma
 PLAIN: dict[int, tuple[Settings, ...]] = {
     16: (
-        (64, 128, 4, 4),
-        (64, 256, 4, 3),
-        (128, 64, 4, 5),
-        (128, 128, 4, 3),
-        (128, 128, 8, 5),
-        (64, 256, 4, 5),
-        (64, 128, 4, 6),
+        (64, 128, 4, 4, False),
+        (64, 128, 4, 4, True),
+        (64, 256, 4, 3, False),
+        (128, 128, 4, 3, True),
+        (128, 64, 4, 5, False),
+        (128, 128, 8, 5, False),
+        (64, 128, 4, 6, True),
+        (64, 256, 4, 5, False),
     ),
     32: (
-        (64, 128, 4, 4),
-        (64, 256, 4, 3),
-        (128, 64, 4, 5),
-        (128, 128, 4, 3),
-        (128, 128, 8, 5),
-        (256, 64, 8, 5),
+        (64, 128, 4, 4, False),
+        (128, 128, 4, 3, True),
+        (64, 256, 4, 3, False),
+        (128, 64, 4, 5, False),
+        (128, 128, 8, 5, False),
+        (256, 64, 8, 5, False),
     ),
-    64: ((64, 128, 4, 3), (128, 128, 8, 4), (64, 64, 4, 5), (256, 64, 8, 5), (128, 64, 4, 4)),
-    128: ((64, 64, 4, 4), (128, 64, 8, 6), (128, 128, 8, 3), (256, 64, 8, 4), (128, 64, 8, 3)),
-    256: ((128, 64, 8, 4), (64, 64, 8, 5)),
+    64: (
+        (64, 128, 4, 3, False),
+        (128, 128, 8, 4, False),
+        (256, 64, 8, 5, False),
+        (128, 64, 4, 4, True),
+        (64, 64, 4, 5, False),
+    ),
+    128: (
+        (64, 64, 4, 4, False),
+        (128, 64, 8, 6, False),
+        (128, 64, 8, 6, True),
+        (128, 128, 8, 3, False),
+        (256, 64, 8, 4, True),
+        (256, 64, 8, 4, False),
+    ),
+    256: ((128, 64, 8, 4, True), (64, 64, 8, 5, False)),
 }
 """Settings by rows, rounded up."""
 GATED: dict[int, tuple[Settings, ...]] = {
     16: (
-        (64, 64, 4, 6),
-        (64, 128, 4, 3),
-        (64, 128, 8, 6),
-        (128, 64, 8, 3),
-        (128, 64, 8, 6),
-        (64, 64, 4, 4),
+        (64, 64, 4, 6, False),
+        (64, 128, 4, 3, False),
+        (64, 128, 4, 3, True),
+        (64, 128, 8, 6, False),
+        (64, 128, 8, 6, True),
+        (128, 64, 8, 3, False),
+        (128, 64, 8, 6, False),
     ),
-    32: ((64, 64, 4, 5), (64, 128, 4, 3), (64, 128, 8, 5), (128, 64, 8, 3)),
-    64: ((64, 64, 4, 4), (64, 128, 8, 4), (64, 64, 8, 4), (128, 64, 8, 5)),
-    128: ((64, 64, 8, 6), (128, 64, 8, 4), (64, 64, 8, 3), (64, 64, 4, 3)),
-    256: ((64, 64, 8, 4),),
+    32: (
+        (64, 128, 4, 3, False),
+        (64, 128, 4, 3, True),
+        (64, 128, 8, 5, False),
+        (128, 64, 8, 3, False),
+        (64, 64, 4, 5, False),
+    ),
+    64: (
+        (64, 64, 4, 4, False),
+        (64, 128, 8, 4, False),
+        (128, 64, 8, 5, False),
+        (128, 64, 8, 5, True),
+        (64, 64, 8, 4, True),
+    ),
+    128: (
+        (64, 64, 8, 6, False),
+        (128, 64, 8, 4, False),
+        (128, 64, 8, 4, True),
+        (64, 64, 4, 3, True),
+    ),
+    256: ((64, 64, 8, 4, True),),
 }
 SHARES = (None, 1, 2, 3, 4)
 """Programs per multiprocessor."""
@@ -143,13 +175,14 @@ def block_t(num_rows: int) -> int:
 
 
 def config_of(settings: Settings, share: int | None, pdl: bool = False) -> LinearConfig:
-    block_n, block_k, num_warps, num_stages = settings
+    block_n, block_k, num_warps, num_stages, tma = settings
     return LinearConfig(
         block_n=block_n,
         block_k=block_k,
         num_warps=num_warps,
         num_stages=num_stages,
         per_multiprocessor=share,
+        tma=tma,
         pdl=pdl,
     )
 
@@ -285,7 +318,10 @@ def sweep(plan: Plan, problems: dict[Job, str | None], deadline: float) -> list[
         for layer in layers:
             case = Case(layer)
             floor = layer.num_bytes / BANDWIDTH
-            print("".join(f"{name:>13s}" for name in columns), " settings (N K warps stages share)")
+            print(
+                "".join(f"{name:>13s}" for name in columns),
+                " settings (N K warps stages share tma)",
+            )
             for num_rows in plan.num_rows:
                 if time.monotonic() > deadline:
                     print(f"out of time: {model} {layer.name} {num_rows} left out")
@@ -310,6 +346,7 @@ def sweep(plan: Plan, problems: dict[Job, str | None], deadline: float) -> list[
                         config.block_k,
                         config.num_warps,
                         config.num_stages,
+                        config.tma,
                     )
                     job = (layer.gated, layer.bias, block_t(num_rows), settings, False)
                     if problems.get(job) or time.monotonic() > deadline + 15:
@@ -341,11 +378,11 @@ def sweep(plan: Plan, problems: dict[Job, str | None], deadline: float) -> list[
                     "error": round(error, 5),
                     "config": asdict(config),
                     "others": [
-                        [round(s * 1e6, 2), *list(asdict(c).values())[:5]] for s, c in timed[:8]
+                        [round(s * 1e6, 2), *list(asdict(c).values())[:6]] for s, c in timed[:8]
                     ],
                 }
                 print("".join(f"{row[name]!s:>13s}" for name in columns), " ", end="")
-                print(*list(row["config"].values())[:5], "| next", *row["others"][1:4], flush=True)
+                print(*list(row["config"].values())[:6], "| next", *row["others"][1:4], flush=True)
             del case
             if ON_CUDA:
                 torch.cuda.empty_cache()

@@ -26,6 +26,7 @@ from functools import cache
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lightthinker.attention.triton.launch import (
     next_power_of_two,
@@ -73,6 +74,7 @@ def _activate(x, ACTIVATION: tl.constexpr):
 def _linear_kernel(
     x,
     weight,
+    weight_blocks,
     bias,
     out,
     pieces,
@@ -88,6 +90,7 @@ def _linear_kernel(
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    TMA: tl.constexpr,
     PDL: tl.constexpr,
     PREFETCHED: tl.constexpr,
 ):
@@ -128,7 +131,11 @@ def _linear_kernel(
         acc_up = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
         for step in range(first, last):
             column = step * BLOCK_K + k
-            if EVEN_K:
+            if TMA:
+                inside = (column < K)[None, :]
+                a = tl.load(x_rows + column[None, :], mask=(t < T)[:, None] & inside, other=0.0)
+                w = weight_blocks.load([tile * BLOCK_N, step * BLOCK_K])
+            elif EVEN_K:
                 a = tl.load(x_rows + column[None, :], mask=(t < T)[:, None], other=0.0)
                 w = tl.load(weight_rows + column[None, :], eviction_policy="evict_first")
             else:
@@ -142,7 +149,9 @@ def _linear_kernel(
                 )
             acc = tl.dot(w, tl.trans(a), acc, input_precision="ieee")
             if GATED:
-                if EVEN_K:
+                if TMA:
+                    w_up = weight_blocks.load([N + tile * BLOCK_N, step * BLOCK_K])
+                elif EVEN_K:
                     w_up = tl.load(up_rows + column[None, :], eviction_policy="evict_first")
                 else:
                     w_up = tl.load(
@@ -315,6 +324,9 @@ def _launch(
     _linear_kernel[(num_programs,)](
         x_TK,
         weight_NK,
+        TensorDescriptor.from_tensor(weight_NK, [config.block_n, config.block_k])
+        if config.tma
+        else None,
         bias_N,
         out,
         pieces,
@@ -330,6 +342,7 @@ def _launch(
         GATED=activation is not None,
         HAS_BIAS=bias_N is not None,
         ACTIVATION=activation,
+        TMA=config.tma,
         PDL=pdl,
         PREFETCHED=PREFETCHED,
         num_warps=config.num_warps,

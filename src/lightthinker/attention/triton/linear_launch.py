@@ -35,6 +35,7 @@ class LinearConfig:
         num_stages: Depth of the software pipeline.
         per_multiprocessor: Programs per multiprocessor that share the work equally, some tiles in
             pieces; None for a program per tile.
+        tma: Weights are copied in blocks by the tensor memory accelerator.
         pdl: Programmatic dependent launch: the kernel is started, and prefetches weights, while the
             one before it ends.
     """
@@ -44,6 +45,7 @@ class LinearConfig:
     num_warps: int = 4
     num_stages: int = 4
     per_multiprocessor: int | None = 2
+    tma: bool = False
     pdl: bool = True
 
     def programs(self, num_outputs: int, num_inputs: int, num_multiprocessors: int) -> int:
