@@ -23,6 +23,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
+from lightthinker.engine.skinny import dependent_launch, use_skinny_linears
+
 PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of sibling modules that get the same input, in transformers' models."""
 
@@ -151,15 +153,17 @@ def merge_projections(module: fx.GraphModule) -> int:
 
 
 def compile_merged(module: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-    """Inductor with merged projections, a backend for `torch.compile`.
+    """Inductor with merged projections and our matmuls, a backend for `torch.compile`.
 
     With LIGHTTHINKER_COMBO_KERNELS=1 in the environment, small kernels that do not need each other,
     such as RoPE of queries and of keys, become one.
     """
     merge_projections(module)
+    use_skinny_linears(module)
     combine = os.environ.get("LIGHTTHINKER_COMBO_KERNELS") == "1"
     options = {"combo_kernels": True} if combine else None
-    compiled: Callable[..., Any] = torch._inductor.compile(module, example_inputs, options)
+    with dependent_launch():
+        compiled: Callable[..., Any] = torch._inductor.compile(module, example_inputs, options)
     return compiled
 
 
