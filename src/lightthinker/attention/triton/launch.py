@@ -138,26 +138,6 @@ def pdl_options(pdl: bool) -> dict[str, Any]:
 
 
 @cache
-def pdl_supported(device: torch.device) -> bool:
-    """Whether kernels on `device` may begin before those ahead of them have ended.
-
-    That is programmatic dependent launch (sm_90 and later): a kernel launched so must call
-    `gdc_wait` before it touches memory, which waits for the end of all kernels ahead. Off in
-    Triton's interpreter, and with LIGHTTHINKER_PDL=0 in the environment.
-    """
-    if device.type != "cuda" or torch.version.cuda is None:
-        return False
-    if os.environ.get("TRITON_INTERPRET") == "1" or os.environ.get("LIGHTTHINKER_PDL") == "0":
-        return False
-    return torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def pdl_options(pdl: bool) -> dict[str, Any]:
-    """Return the launch options of a kernel; not every backend of Triton knows the name."""
-    return {"launch_pdl": True} if pdl else {}
-
-
-@cache
 def num_multiprocessors(device: torch.device) -> int:
     """Return how many multiprocessors `device` has."""
     if device.type != "cuda":
