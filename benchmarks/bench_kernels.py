@@ -95,7 +95,8 @@ class Plan:
 
 SMOKE = Plan(SMOKE_MODELS, (2,), (24,), (1, 16), ((40, 48),), 300, (4,), 1)
 SMOKE_CONFIGS = tuple(
-    RowsConfig(block_n=16, num_warps=1, num_stages=1, looks_ahead=ahead) for ahead in (False, True)
+    RowsConfig(block_n=16, num_warps=1, num_stages=1, num_programs=1, looks_ahead=ahead)
+    for ahead in (False, True)
 )
 
 

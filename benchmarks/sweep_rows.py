@@ -1,10 +1,10 @@
 """Choose the launch settings of decode attention by measurement: `bench_kernels.py --sweep`.
 
-First all settings, of attention alone, at a few typical sizes; then the best of them at all sizes;
-then, with each size's best, what one thing changes: a second kernel for combining or for storing,
-no programmatic dependent launch, eviction hints. Times are of one layer in a CUDA graph of several.
-Kernels are compiled beforehand, by a pool of processes. Rounds end when their time is up; what
-fails is noted and left out.
+First all settings at a few typical sizes; then the best of them, and the number of pieces, at all
+sizes, with what one thing changes: a kernel of its own for storing, no programmatic dependent
+launch; then lengths that differ. Times are of one layer in a CUDA graph of several. Kernels are
+compiled beforehand, by a pool of processes. Rounds end when their time is up; what fails is noted
+and left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from lightthinker.attention.triton.launch import (
     MAX_SPLITS,
     RowsConfig,
     num_multiprocessors,
+    num_splits,
     pdl_supported,
+    rows_config,
 )
 from lightthinker.attention.triton.rows_attention import rows_attention
 from lightthinker.attention.triton.store_kv import store_kv
@@ -43,21 +45,16 @@ PROGRAMS = (1, 2, 3, 4, 6, 8)
 SECONDS = (45.0, 35.0, 25.0)
 """Measuring time of each round, compilation not counted."""
 
-CHANGES = ("no_pdl_us", "store_us", "combine_us", "evict_us")
-"""No dependent launch; a kernel of its own for storing, for combining; eviction hints."""
+CHANGES = ("no_pdl_us", "store_us")
+"""No dependent launch; a kernel of its own for storing."""
 
 NUM_FINALISTS = 4
 MAX_WORKERS = 14
 MAX_FAILURES_SHOWN = 6
-BEFORE = RowsConfig(block_n=64, num_warps=4, num_stages=3, combines=False)
 
 
 def all_configs() -> list[RowsConfig]:
-    """Return every setting of the first round; all of them combine inside."""
-    plain = [
-        RowsConfig(block_n=64, num_warps=4, num_stages=stages, max_registers=128)
-        for stages in (3, 5)
-    ]
+    """Return every setting of the first round."""
     shapes = [
         *itertools.product((32,), (2,), (3, 4), (None,)),
         *itertools.product((32,), (4,), (2, 3, 4), (None, 96)),
@@ -65,12 +62,14 @@ def all_configs() -> list[RowsConfig]:
         *itertools.product((64,), (8,), (2, 3), (None, 80)),
     ]
     ahead = [
-        RowsConfig(
-            block_n=n, num_warps=w, num_stages=s, looks_ahead=True, by_page=True, max_registers=r
-        )
+        RowsConfig(block_n=n, num_warps=w, num_stages=s, num_programs=1, max_registers=r)
         for n, w, s, r in shapes
     ]
-    return [*plain, *ahead]
+    not_ahead = [
+        dataclasses.replace(ahead[0], block_n=64, num_warps=4, num_stages=s, looks_ahead=False)
+        for s in (3, 5)
+    ]
+    return [rows_config(128, 2, n, 132) for n in (1, 1024)] + [*not_ahead, *ahead]
 
 
 def split_choices(num_pairs: int, live: int, block_n: int) -> list[int]:
@@ -221,7 +220,9 @@ class Sweep:
         ]
         finalists = self._first_round(models, typical, configs)
         variants = [v for c in finalists for v in _variants(c, self.pdl)]
-        self._compile(models.values(), [*variants, (BEFORE, False, False)])
+        self._compile(
+            models.values(), [*variants, *((c, self.pdl, True) for c in all_configs()[:2])]
+        )
         best = self._final_rounds(models, finalists)
         self._ragged_round(models, finalists[0])
         gc.unfreeze()
@@ -293,7 +294,7 @@ class Sweep:
             for config, column in times.items()
         }
         ranked = sorted(configs, key=lambda c: math.prod(min(r, 9.0) for r in ratios[c]))
-        print("attention, us of the best, each over it: block, warps, stages, page or key, ahead")
+        print("attention, us of the best, each over it: block, warps, stages, ahead, registers")
         print(f"{'':23s}" + "".join(f"{name:>14s}" for name in names))
         print(f"{'best':23s}" + "".join(f"{t * 1e6:14.1f}" for t in best))
         for config in ranked:
@@ -306,10 +307,10 @@ class Sweep:
     ) -> list[dict[str, Any]]:
         plan, best_rows = self.bench.plan, []
         sizes = list(itertools.product(models, plan.batches, plan.live))
-        print("a short kernel and attention, us: before, the best, that with one thing changed")
+        print("a short kernel and attention, us: as by default, the best, one thing changed")
         print(
-            f"{'':15s}{'floor':>8s}{'before':>8s}{'best':>8s}  {'settings':23s}{'splits':>6s}"
-            "  no pdl  store combine  evict"
+            f"{'':15s}{'floor':>8s}{'default':>8s}{'best':>8s}  {'settings':23s}{'splits':>6s}"
+            "  no pdl  store"
         )
         begin = time.perf_counter()
         for number, (model, batch, live) in enumerate(sizes, 1):
@@ -318,7 +319,7 @@ class Sweep:
             row = self._final(size, finalists, end)
             best_rows.append(row)
             print(
-                f"{size.name:15s}{size.floor * 1e6:8.1f}{row['before_us']:8.1f}"
+                f"{size.name:15s}{size.floor * 1e6:8.1f}{row['default_us']:8.1f}"
                 f"{row['best_us']:8.1f}  {row['settings']:23s}{row['splits']:6d}"
                 + "".join(f"{row[k]:8.1f}" for k in CHANGES),
                 flush=True,
@@ -327,11 +328,11 @@ class Sweep:
 
     def _final(self, size: Size, finalists: list[RowsConfig], end: float) -> dict[str, Any]:
         """Find a size's best settings among the finalists, and what single changes do to it."""
-        wanted = 4 * num_multiprocessors(size.query.device)
-        pairs, power = size.batch * size.shape.kv_heads, 1
-        while power < MAX_SPLITS and pairs * power < wanted:
-            power *= 2
-        before = self._measure(size, BEFORE, power, pdl=False, stores=False)
+        multiprocessors = num_multiprocessors(size.query.device)
+        pairs = size.batch * size.shape.kv_heads
+        config = rows_config(size.shape.dim, size.query.itemsize, pairs, multiprocessors)
+        splits = num_splits(config, pairs, multiprocessors)
+        default = self._measure(size, config, splits, pdl=self.pdl, stores=True)
         found: dict[tuple[RowsConfig, int], float] = {}
         for config in finalists:
             for splits in size.splits(config):
@@ -341,20 +342,15 @@ class Sweep:
                     )
         config, splits = min(found, key=lambda key: found[key])
         layer = partial(self._measure, size, splits=splits)
-        apart = dataclasses.replace(config, combines=False)
         changed = {
             "no_pdl_us": layer(config=config, pdl=False, stores=True),
             "store_us": layer(config=config, pdl=self.pdl, stores=False),
-            "combine_us": layer(config=apart, pdl=self.pdl, stores=True),
-            "evict_us": layer(
-                config=dataclasses.replace(config, evicts_first=True), pdl=self.pdl, stores=True
-            ),
         }
         self._check(size, config, splits)
         return {
             **size.labels,
             "floor_us": round(size.floor * 1e6, 2),
-            "before_us": round(before * 1e6, 2),
+            "default_us": round(default * 1e6, 2),
             "best_us": round(found[config, splits] * 1e6, 2),
             "settings": _label(config),
             "splits": splits,
@@ -381,13 +377,12 @@ class Sweep:
             print(f"{size.name:15s} mean {sum(lengths) / batch:.0f}  {found}", flush=True)
 
     def _check(self, size: Size, config: RowsConfig, splits: int) -> None:
-        """Combining inside, with dependent launch, must give what two plain kernels give."""
+        """Dependent launch must change nothing."""
         outs = []
-        for combines, pdl in ((True, self.pdl), (False, False)):
+        for pdl in (self.pdl, False):
             outs.append(torch.empty_like(size.query))
             with suppress(Exception):  # noted where it was measured
-                plain = dataclasses.replace(config, combines=combines)
-                for call in size.attend(plain, splits, pdl, outs[-1], stores=True):
+                for call in size.attend(config, splits, pdl, outs[-1], stores=True):
                     call()
         if not torch.equal(*outs):
             error = float((outs[0].float() - outs[1].float()).abs().max())
@@ -398,13 +393,9 @@ def _variants(config: RowsConfig, pdl: bool) -> Iterator[Task]:
     yield config, pdl, True
     yield config, False, True
     yield config, pdl, False
-    yield dataclasses.replace(config, combines=False), pdl, True
-    yield dataclasses.replace(config, combines=False), False, True
-    yield dataclasses.replace(config, evicts_first=True), pdl, True
 
 
 def _label(config: RowsConfig) -> str:
-    lookup = "page" if config.by_page else "key"
     ahead = "ahead" if config.looks_ahead else "-"
     sizes = f"{config.block_n} {config.num_warps} {config.num_stages}"
-    return f"{sizes} {lookup} {ahead} {config.max_registers or ''}"
+    return f"{sizes} {ahead} {config.max_registers or ''}"

@@ -137,9 +137,7 @@ def attention_kernels(model: str, shape: Shape) -> Iterator[dict[str, Any]]:
             "BY_PAGE": by_page,
             "AHEAD": rows.looks_ahead,
             "ALIGNMENT": min(shape.page_size, rows.block_n) if by_page else 1,
-            "EVICTION": "evict_first" if rows.evicts_first else "",
             "STORE": True,
-            "COMBINE": rows.combines,
             "COMBINE_G": next_power_of_two(shape.heads // shape.kv_heads),
             "PDL": True,
         }

@@ -104,7 +104,7 @@ def test_attending_stores_what_storing_stores(window):
         expected_index = case.pool.token_index.clone()
         slots = case.batch.slots
         case.pool.token_index[slots] = -1
-        config = RowsConfig(block_n=16, num_warps=1, num_stages=1, by_page=True, looks_ahead=True)
+        config = RowsConfig(block_n=16, num_warps=1, num_stages=1, num_programs=1)
         out, _ = attend_rows(case, splits=2, config=config, window=window, stores=stores)
         assert relative_error(out, dense_attention(case, scaling=0.25, window=window)) < 1e-5
         assert torch.equal(case.pool.token_index, expected_index)
@@ -119,7 +119,7 @@ def test_attending_stores_what_storing_stores(window):
 def test_any_number_of_pieces(splits):
     """Rows of many pieces (more than are added at once), of one and of few; launched twice."""
     case = attention_case([(150, 1), (1, 1), (40, 1)], num_heads=4, num_kv_heads=2, key_dim=16)
-    config = RowsConfig(block_n=16, num_warps=1, num_stages=1)
+    config = RowsConfig(block_n=16, num_warps=1, num_stages=1, num_programs=1)
     out, arrivals = attend_rows(case, splits=splits, config=config, launches=2)
     assert relative_error(out, dense_attention(case, scaling=0.25)) < 1e-5
     assert not arrivals.any(), "the next launch would wait for another number of programs"
@@ -133,11 +133,11 @@ def test_ways_to_look_up_pages_agree(page_size, window):
         [(61, 3), (17, 1)], num_heads=2, num_kv_heads=1, key_dim=16, page_size=page_size
     )
     exact = None
-    for by_page, looks_ahead in ((False, False), (False, True), (True, False), (True, True)):
+    for looks_ahead in (False, True):
         config = RowsConfig(
-            block_n=16, num_warps=1, num_stages=1, by_page=by_page, looks_ahead=looks_ahead
+            block_n=16, num_warps=1, num_stages=1, num_programs=1, looks_ahead=looks_ahead
         )
-        assert config.looks_up_pages(page_size) == (by_page and page_size in (8, 16, 48))
+        assert config.looks_up_pages(page_size) == (looks_ahead and page_size in (8, 16, 48))
         out, _ = attend_rows(case, splits=3, config=config, window=window)
         if exact is None:
             exact = dense_attention(case, scaling=0.25, window=window)

@@ -41,30 +41,25 @@ class RowsConfig(KernelConfig):
 
     Attributes:
         num_programs: Programs wanted per multiprocessor: as many as fit at a time.
-        by_page: Read a page's number once, not once per key, where block and page sizes allow.
-        looks_ahead: Read the next block's page numbers while this block is computed.
-        evicts_first: Let keys and values leave the L2 cache before anything else.
-        max_registers: Registers of a thread at most, so that more programs share a multiprocessor.
-        combines: The last program of a row adds the pieces; otherwise a second kernel does.
+        looks_ahead: Read the numbers of the next block's pages while this block is computed; once
+            per page, not once per key, where the sizes of blocks and pages allow.
+        max_registers: Of a thread, so that as many programs fit.
     """
 
-    num_programs: int = 4
-    by_page: bool = False
-    looks_ahead: bool = False
-    evicts_first: bool = False
+    num_programs: int
+    looks_ahead: bool = True
     max_registers: int | None = None
-    combines: bool = True
 
     def looks_up_pages(self, page_size: int) -> bool:
         """Whether pages of this size are looked up once each."""
         fits = self.block_n % page_size == 0 or page_size % self.block_n == 0
-        return self.by_page and page_size > 1 and fits
+        return self.looks_ahead and page_size > 1 and fits
 
 
-FEW_ROWS = RowsConfig(
-    block_n=64, num_warps=4, num_stages=3, num_programs=3, by_page=True, looks_ahead=True
+FEW_ROWS = RowsConfig(block_n=64, num_warps=4, num_stages=3, num_programs=3)
+MANY_ROWS = RowsConfig(
+    block_n=64, num_warps=4, num_stages=3, num_programs=4, looks_ahead=False, max_registers=128
 )
-MANY_ROWS = RowsConfig(block_n=64, num_warps=4, num_stages=3, num_programs=4, max_registers=128)
 
 
 def rows_config(
@@ -81,13 +76,9 @@ def rows_config(
         num_multiprocessors: Of the device.
     """
     if itemsize > 2:
-        return RowsConfig(
-            block_n=32, num_warps=4, num_stages=2, num_programs=4, by_page=True, looks_ahead=True
-        )
+        return RowsConfig(block_n=32, num_warps=4, num_stages=2, num_programs=4)
     if head_dim > 128:
-        return RowsConfig(
-            block_n=32, num_warps=4, num_stages=3, num_programs=3, by_page=True, looks_ahead=True
-        )
+        return RowsConfig(block_n=32, num_warps=4, num_stages=3, num_programs=3)
     is_few = 2 * num_programs <= FEW_ROWS.num_programs * num_multiprocessors
     return FEW_ROWS if is_few else MANY_ROWS
 

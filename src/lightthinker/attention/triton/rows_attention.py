@@ -17,7 +17,7 @@ from lightthinker.attention.triton.launch import (
     pdl_supported,
     rows_config,
 )
-from lightthinker.attention.triton.rows_kernel import combine_kernel, rows_kernel
+from lightthinker.attention.triton.rows_kernel import rows_kernel
 
 
 def rows_attention(
@@ -79,16 +79,6 @@ def rows_attention(
     partial_log2_sum = torch.empty(num_lines, dtype=torch.float32, device=device)
     group = num_heads // num_kv_heads
     by_page = config.looks_up_pages(page_size)
-    shared = {
-        "NUM_KV_HEADS": num_kv_heads,
-        "GROUP": group,
-        "VALUE_DIM": value_dim,
-        "BLOCK_N": config.block_n,
-        "ALIGNMENT": min(page_size, config.block_n) if by_page else 1,
-        "WINDOW": window or 0,
-        "STORE": store is not None,
-        "PDL": pdl,
-    }
     rows_kernel[(num_programs, splits)](
         query_THD,
         key_THD,
@@ -113,35 +103,25 @@ def rows_attention(
         *key_pool_NHD.stride()[:2],
         *value_pool_NHD.stride()[:2],
         *out_THD.stride()[:2],
-        **shared,
+        NUM_KV_HEADS=num_kv_heads,
+        GROUP=group,
         BLOCK_G=max(16, next_power_of_two(group)),
         KEY_DIM=key_dim,
         BLOCK_DK=max(16, next_power_of_two(key_dim)),
+        VALUE_DIM=value_dim,
         BLOCK_DV=max(16, next_power_of_two(value_dim)),
         PAGE_SIZE=page_size,
+        BLOCK_N=config.block_n,
         BY_PAGE=by_page,
         AHEAD=config.looks_ahead,
-        EVICTION="evict_first" if config.evicts_first else "",
+        ALIGNMENT=min(page_size, config.block_n) if by_page else 1,
+        WINDOW=window or 0,
         HAS_SOFTCAP=bool(softcap),
-        COMBINE=config.combines,
+        STORE=store is not None,
         COMBINE_G=next_power_of_two(group),
+        PDL=pdl,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **pdl_options(pdl),
         **({"maxnreg": config.max_registers} if config.max_registers else {}),
     )
-    if splits > 1 and not config.combines:
-        combine_kernel[(num_programs,)](
-            partial_out,
-            partial_log2_sum,
-            metadata.rows,
-            out_THD,
-            splits,
-            metadata.rows.stride(0),
-            *out_THD.stride()[:2],
-            **shared,
-            BLOCK_G=next_power_of_two(group),
-            BLOCK_DV=next_power_of_two(value_dim),
-            num_warps=4,
-            **pdl_options(pdl),
-        )

@@ -91,11 +91,9 @@ def rows_kernel(
     BY_PAGE: tl.constexpr,
     AHEAD: tl.constexpr,
     ALIGNMENT: tl.constexpr,
-    EVICTION: tl.constexpr,
     WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
-    COMBINE: tl.constexpr,
     COMBINE_G: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -213,13 +211,11 @@ def rows_kernel(
             key_head + slot[:, None] * key_pool_stride_n,
             mask=visible[:, None] & (dk < KEY_DIM)[None, :],
             other=0.0,
-            eviction_policy=EVICTION,
         )
         v = tl.load(
             value_head + slot[:, None] * value_pool_stride_n,
             mask=visible[:, None] & (dv < VALUE_DIM)[None, :],
             other=0.0,
-            eviction_policy=EVICTION,
         )
         accumulated, maximum, total = _attend_block(
             q, k, v, visible, accumulated, maximum, total, scale, softcap, HAS_SOFTCAP
@@ -240,25 +236,24 @@ def rows_kernel(
         log2_sum = tl.where(total > 0, maximum + tl.log2(divisor), float("-inf"))
         tl.store(partial_log2_sum + line, log2_sum, mask=g < GROUP)
         tl.store(partial_out + line[:, None] * VALUE_DIM + dv[None, :], result, mask=mask)
-        if COMBINE:
-            # All threads' stores come before the count (barrier, then release); whoever counts
-            # last sees every program's (acquire, then the barrier that hands the count around).
-            tl.debug_barrier()
-            num_before = tl.atomic_add(arrivals + row_and_head, 1, sem="acq_rel", scope="gpu")
-            if num_before == num_pieces - 1:
-                tl.store(arrivals + row_and_head, 0)
-                _combine(
-                    partial_out,
-                    partial_log2_sum,
-                    first_line,
-                    num_pieces,
-                    out + row * out_stride_t + kv_head * GROUP * out_stride_h,
-                    out_stride_h,
-                    GROUP,
-                    COMBINE_G,
-                    VALUE_DIM,
-                    BLOCK_DV,
-                )
+        # All threads' stores come before the count (barrier, then release); whoever counts
+        # last sees every program's (acquire, then the barrier that hands the count around).
+        tl.debug_barrier()
+        num_before = tl.atomic_add(arrivals + row_and_head, 1, sem="acq_rel", scope="gpu")
+        if num_before == num_pieces - 1:
+            tl.store(arrivals + row_and_head, 0)
+            _combine(
+                partial_out,
+                partial_log2_sum,
+                first_line,
+                num_pieces,
+                out + row * out_stride_t + kv_head * GROUP * out_stride_h,
+                out_stride_h,
+                GROUP,
+                COMBINE_G,
+                VALUE_DIM,
+                BLOCK_DV,
+            )
 
 
 @triton.jit
@@ -320,56 +315,3 @@ def _combine(
     result = accumulated / tl.where(total > 0, total, 1.0)[:, None]
     target += g[:, None] * target_stride_h + dv[None, :]
     tl.store(target, result.to(target.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["num_splits", "rows_stride"])
-def combine_kernel(
-    partial_out,
-    partial_log2_sum,
-    rows,
-    out,
-    num_splits,
-    rows_stride,
-    out_stride_t,
-    out_stride_h,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
-    WINDOW: tl.constexpr,
-    STORE: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Add the pieces of one row and KV head."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    row_and_head = tl.program_id(0)
-    row = tl.load(rows + _LAUNCH * rows_stride + row_and_head // NUM_KV_HEADS).to(tl.int64)
-    field = rows + row
-    lower = tl.load(field + _LOWER * rows_stride)
-    upper = tl.load(field + _UPPER * rows_stride)
-    if WINDOW > 0:
-        lower = tl.maximum(lower, tl.load(field + _LIVE_POSITION * rows_stride) - WINDOW + 1)
-    if STORE:
-        upper = tl.minimum(upper, tl.load(field + _FIRST_NEW * rows_stride))
-    num_keys = tl.maximum(upper - lower // ALIGNMENT * ALIGNMENT, 0)
-    piece_keys = tl.maximum(tl.cdiv(tl.cdiv(num_keys, num_splits), BLOCK_N), 1) * BLOCK_N
-    num_pieces = tl.maximum(tl.cdiv(num_keys, piece_keys), 1)
-    if num_pieces == 1:
-        return
-    _combine(
-        partial_out,
-        partial_log2_sum,
-        row_and_head.to(tl.int64) * num_splits * GROUP,
-        num_pieces,
-        out + row * out_stride_t + row_and_head % NUM_KV_HEADS * GROUP * out_stride_h,
-        out_stride_h,
-        GROUP,
-        BLOCK_G,
-        VALUE_DIM,
-        BLOCK_DV,
-    )
