@@ -31,8 +31,8 @@ class LinearConfig:
         num_warps: Warps per program, a multiple of 4.
         num_stages: Depth of the software pipeline.
         splits: Pieces of each tile along K.
-        pdl: Programmatic dependent launch: the kernel starts while the one before it ends. Of layers
-            in a chain, those without it took less time.
+        pdl: Programmatic dependent launch: the kernel starts while the one before it ends. Layers
+            in a chain took less time without it.
         prefetched: Inputs of a tile's weight rows that are asked for before that end.
     """
 
