@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 
 import pytest
 
 from lightthinker import LLM, AsyncLLM, SamplingParams
 from lightthinker.compression import CompressionConfig
+from lightthinker.engine.async_llm import SWITCH_INTERVAL_S, shorten_switch_interval
 from lightthinker.engine.request_stream import (
     EngineBusyError,
     EngineDeadError,
@@ -240,3 +242,16 @@ def test_a_budget_forces_nothing_where_reasoning_is_over(llm):
     llm.engine.sampler.sample = lambda logits, seqs: [script[len(s.sampled_ids)] for s in seqs]
     params = SamplingParams(max_tokens=40, ignore_eos=True, thinking_token_budget=20)
     assert llm.generate("x", params)[0].outputs[0].token_ids == script[:40]
+
+
+def test_the_interpreter_is_shared_finely_and_never_more_coarsely():
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        shorten_switch_interval()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S, abs=2e-6)
+        sys.setswitchinterval(SWITCH_INTERVAL_S / 2)
+        shorten_switch_interval()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S / 2, abs=2e-6)
+    finally:
+        sys.setswitchinterval(before)

@@ -23,7 +23,7 @@ from lightthinker.errors import RequestError
 
 @dataclass
 class Request:
-    """A request in the engine: its samples and what is made of their tokens."""
+    """A request in the engine: its samples, what is made of their tokens, and who is told."""
 
     request_id: str
     prompt: str | None
@@ -33,6 +33,7 @@ class Request:
     thought_begins: list[int]
     stream: bool
     deadline: float
+    was_reported: bool = False
 
     @property
     def finished(self) -> bool:
