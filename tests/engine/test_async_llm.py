@@ -208,6 +208,24 @@ def test_an_observer_sees_every_token_and_may_fail(llm):
     assert list(counts.values()) == [12]
 
 
+def test_waiting_ends_when_the_first_step_begins(llm, monkeypatch):
+    seen, begun = [], []
+    engine = AsyncLLM(llm, on_step=lambda progress: seen.extend(progress))
+    step = llm.engine.step
+
+    def slow_step():
+        begun.append(time.monotonic())
+        time.sleep(0.05)
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", slow_step)
+    asyncio.run(last(engine, "x", SHORT))
+    engine.shutdown()
+    assert seen[0].num_sampled == 1
+    assert {p.scheduled for p in seen} == {seen[0].scheduled}
+    assert seen[0].arrived <= seen[0].scheduled <= begun[0]
+
+
 @pytest.mark.parametrize("budget", [0, 7, 30])
 @pytest.mark.parametrize("compression", [None, False])
 def test_a_thinking_budget_ends_reasoning(llm, budget, compression):

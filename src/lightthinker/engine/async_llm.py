@@ -290,9 +290,8 @@ class AsyncLLM:
         self._stats = self.llm.engine.stats()
 
     def _step(self) -> None:
-        engine = self.llm.engine
+        engine, begin = self.llm.engine, time.monotonic()
         outputs = engine.step()
-        now = time.monotonic()
         progress = []
         num_sampled_by_name = engine.num_sampled_tokens()
         final = {o.request_id: o for o in outputs if o.finished}
@@ -303,7 +302,7 @@ class AsyncLLM:
             else:
                 num_sampled = num_sampled_by_name[name]
             if tracked.scheduled is None and (output or engine.is_scheduled(name)):
-                tracked.scheduled = now
+                tracked.scheduled = begin
             progress.append(
                 Progress(
                     name, tracked.num_prompt_tokens, tracked.arrived, tracked.scheduled,
