@@ -125,6 +125,10 @@ BENCHMARKS = {
         "model", "mask", "packing", "gpus", "processed_tokens_per_s", "useful_tokens_per_s", "mfu",
         "peak_memory_gb", "planned_memory_gb",
     },
+    "serve_overhead": {
+        "model", "requests", "tokens", "bare_tokens_per_s", "served_tokens_per_s",
+        "overhead_percent",
+    },
     "ablations": {"setting", "accuracy", "accuracy_ci95", "peak_tokens", "dep_full"},
 }  # fmt: skip
 """What a row of each benchmark's results has at least."""
