@@ -209,7 +209,8 @@ def write_folder(shape: str, folder: Path) -> Path:
     from lightthinker.tokens import resolve_tokens
 
     settings = CompressionConfig(num_gists=NUM_GISTS)
-    tokenizer = wordy_tokenizer(SHAPES[shape]["vocab_size"] - len(settings.special_tokens))
+    # One more: loaded as Qwen2, the tokenizer gets an <|endoftext|> if it has none.
+    tokenizer = wordy_tokenizer(SHAPES[shape]["vocab_size"] - len(settings.special_tokens) - 1)
     tokenizer.add_tokens(list(settings.special_tokens), special_tokens=True)
     config = Qwen2Config(
         **SHAPES[shape], max_position_embeddings=65_536, dtype="bfloat16",
