@@ -147,6 +147,7 @@ def workload(draw, count):
             n=draw.choice([1, 1, 1, 2]),
             priority=draw.choice([0, 0, 1]),
             compression=compresses,
+            retain_thoughts=draw.choice([None, None, 0, 2]) if compresses else None,
             max_thought_tokens=draw.choice([None, 9, 30]),
             ignore_eos=draw.random() < 0.8,
             logprobs=None,

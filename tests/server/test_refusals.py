@@ -35,6 +35,7 @@ AUDIO = {"role": "user", "content": [HEARD]}
         ({"store": True}, "store", "'store' is not supported"),
         ({"made_up": 1}, "made_up", "Unknown parameter: 'made_up'"),
         ({"lightthinker": {"gists": 3}}, "lightthinker.gists", "Unknown parameter"),
+        ({"lightthinker": {"retain_thoughts": -1}}, "lightthinker.retain_thoughts", "equal to 0"),
         ({"temperature": 9}, "temperature", "less than or equal to 2"),
         ({"temperature": float("nan")}, "temperature", "finite"),
         ({"top_p": 0}, "top_p", "greater than 0"),
