@@ -5,7 +5,8 @@
 Starts `lightthinker serve` as its own process and does, in this order: a crowd (concurrent
 requests, a tenth leaving, some reading slowly) whose answers must be those of a quiet run; overhead
 (tokens per second of concurrent streams over HTTP against the same requests in the bare engine, in
-turns, best of each); schemathesis over the OpenAPI; a soak. The last line is one JSON object.
+turns, best of each); a soak; schemathesis over the OpenAPI. The last line is one JSON object. With
+some of the `--parts` only, the others' numbers stay what the output file says.
 """
 
 from __future__ import annotations
@@ -195,8 +196,11 @@ def soak(served: Served, minutes: float, seed: int) -> tuple[float, int]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--fuzz-cases", type=int, default=5000)
@@ -209,8 +213,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse()
+def run_crowd(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare a crowd's answers with those of a quiet run."""
     served = Served(args.model)
     bodies = [
         {"messages": m, "max_tokens": args.max_tokens} for m in questions(args.requests, args.seed)
@@ -218,39 +222,91 @@ def main() -> None:
     loud = asyncio.run(crowd(served.url, bodies, args.seed))
     stayed = [i for i in range(len(bodies)) if kind_of(i) != "leaves"]
     failed = [i for i in range(len(bodies)) if isinstance(loud[i], BaseException)]
+    pages = served.pages_held()
     expected = asyncio.run(quiet(served.url, [bodies[i] for i in stayed]))
     mismatched = [i for i, text in zip(stayed, expected, strict=True) if loud[i] != text]
-    result: dict[str, Any] = {
+    pages = max(pages, served.pages_held())
+    served.stop()
+    return {
         "requests": len(bodies),
         "aborted": len(bodies) - len(stayed),
         "failed": len(failed),
         "mismatched": len(mismatched),
-        "pages_held_after": served.pages_held(),
+        "pages_held_after": pages,
     }
-    print(f"crowd: {result}", flush=True)
+
+
+def run_overhead(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure what serving costs."""
+    served = Served(args.model)
     speeds = overhead(
         served, args.model, args.streams, args.overhead_tokens, args.overhead_rounds, args.seed
     )
-    print(f"overhead: {speeds}", flush=True)
-    growth, soaked = soak(served, args.minutes, args.seed)
-    result["pages_held_after"] = max(result["pages_held_after"], served.pages_held())
-    result["rss_growth_mb"] = round(growth, 1)
-    print(f"soak: {soaked} requests, {growth:.1f} MB", flush=True)
     served.stop()
-    fuzzed = Served(args.model, "--max-output-tokens", 16)
-    found = fuzz(fuzzed.url, max_cases=args.fuzz_cases, seed_value=args.seed)
+    percent = 100 * (1 - max(speeds["served"]) / max(speeds["bare"]))
+    return {"overhead_percent": round(percent, 1), "overhead_tokens_per_s": speeds}
+
+
+def run_soak(args: argparse.Namespace) -> dict[str, Any]:
+    """Keep crowds coming."""
+    served = Served(args.model)
+    growth, sent = soak(served, args.minutes, args.seed)
+    pages = served.pages_held()
+    served.stop()
+    return {
+        "pages_held_after": pages,
+        "rss_growth_mb": round(growth, 1),
+        "soak_minutes": args.minutes,
+        "soak_requests": sent,
+    }
+
+
+def run_fuzz(args: argparse.Namespace) -> dict[str, Any]:
+    """Send what the schema allows and what it does not."""
+    served = Served(args.model, "--max-output-tokens", 16)
+    found = fuzz(served.url, max_cases=args.fuzz_cases, seed_value=args.seed)
     for error in found.server_errors[:5]:
         print(error[:1000], file=sys.stderr)
-    result["pages_held_after"] = max(result["pages_held_after"], fuzzed.pages_held())
-    fuzzed.stop()
-    result |= {
+    pages = served.pages_held()
+    served.stop()
+    return {
+        "pages_held_after": pages,
         "fuzz_cases": found.cases,
         "fuzz_5xx": len(found.server_errors),
-        "overhead_percent": round(100 * (1 - max(speeds["served"]) / max(speeds["bare"])), 1),
-        "overhead_tokens_per_s": speeds,
         "fuzz_statuses": {str(k): v for k, v in sorted(found.statuses.items())},
-        "soak_minutes": args.minutes,
-        "soak_requests": soaked,
+    }
+
+
+PARTS = {"crowd": run_crowd, "overhead": run_overhead, "soak": run_soak, "fuzz": run_fuzz}
+
+
+def main() -> None:
+    args = parse()
+    result: dict[str, Any] = {}
+    for part in args.parts:
+        found = PARTS[part](args)
+        print(f"{part}: {found}", flush=True)
+        result = merged(result, part, found, args)
+        if args.output:
+            args.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def merged(
+    result: dict[str, Any], part: str, found: dict[str, Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the results with a part's; other parts may be measured by other runs."""
+    if args.output and args.output.exists() and len(args.parts) < len(PARTS):
+        result = json.loads(args.output.read_text())
+    pages = result.get("pages_held_by_part", {})
+    if "pages_held_after" in found:
+        pages = pages | {part: found.pop("pages_held_after")}
+    commands = result.get("commands", {}) | {part: shlex.join(["python", *sys.argv])}
+    about = {
+        "pages_held_after": max(pages.values(), default=0),
+        "pages_held_by_part": pages,
+        "commands": commands,
+        "command": " && ".join(dict.fromkeys(commands.values())),
         "device": f"{platform.machine()} {'GPU' if torch.cuda.is_available() else 'CPU'}",
         "versions": {
             "lightthinker": lightthinker.__version__,
@@ -258,12 +314,9 @@ def main() -> None:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "command": shlex.join(["python", *sys.argv]),
         "seed": args.seed,
     }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    return result | found | about
 
 
 if __name__ == "__main__":

@@ -126,6 +126,10 @@ BENCHMARKS = {
         "peak_memory_gb", "planned_memory_gb",
     },
     "train_resume": {"comparison", "largest_relative_difference", "allowed", "passed"},
+    "serve_overhead": {
+        "model", "requests", "tokens", "bare_tokens_per_s", "served_tokens_per_s",
+        "overhead_percent",
+    },
     "ablations": {"setting", "accuracy", "accuracy_ci95", "peak_tokens", "dep_full"},
 }  # fmt: skip
 """What a row of each benchmark's results has at least."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 
 import pytest
 
 from lightthinker import LLM, AsyncLLM, SamplingParams
 from lightthinker.compression import CompressionConfig
+from lightthinker.engine.async_llm import SWITCH_INTERVAL_S, shorten_switch_interval
 from lightthinker.engine.request_stream import (
     EngineBusyError,
     EngineDeadError,
@@ -206,6 +208,24 @@ def test_an_observer_sees_every_token_and_may_fail(llm):
     assert list(counts.values()) == [12]
 
 
+def test_waiting_ends_when_the_first_step_begins(llm, monkeypatch):
+    seen, begun = [], []
+    engine = AsyncLLM(llm, on_step=lambda progress: seen.extend(progress))
+    step = llm.engine.step
+
+    def slow_step():
+        begun.append(time.monotonic())
+        time.sleep(0.05)
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", slow_step)
+    asyncio.run(last(engine, "x", SHORT))
+    engine.shutdown()
+    assert seen[0].num_sampled == 1
+    assert {p.scheduled for p in seen} == {seen[0].scheduled}
+    assert seen[0].arrived <= seen[0].scheduled <= begun[0]
+
+
 @pytest.mark.parametrize("budget", [0, 7, 30])
 @pytest.mark.parametrize("compression", [None, False])
 def test_a_thinking_budget_ends_reasoning(llm, budget, compression):
@@ -240,3 +260,16 @@ def test_a_budget_forces_nothing_where_reasoning_is_over(llm):
     llm.engine.sampler.sample = lambda logits, seqs: [script[len(s.sampled_ids)] for s in seqs]
     params = SamplingParams(max_tokens=40, ignore_eos=True, thinking_token_budget=20)
     assert llm.generate("x", params)[0].outputs[0].token_ids == script[:40]
+
+
+def test_the_interpreter_is_shared_finely_and_never_more_coarsely():
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(0.005)
+        shorten_switch_interval()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S, abs=2e-6)
+        sys.setswitchinterval(SWITCH_INTERVAL_S / 2)
+        shorten_switch_interval()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S / 2, abs=2e-6)
+    finally:
+        sys.setswitchinterval(before)

@@ -7,6 +7,7 @@ static buffer gives other tokens.
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import pytest
@@ -146,6 +147,7 @@ def workload(draw, count):
             n=draw.choice([1, 1, 1, 2]),
             priority=draw.choice([0, 0, 1]),
             compression=compresses,
+            retain_thoughts=draw.choice([None, None, 0, 2]) if compresses else None,
             max_thought_tokens=draw.choice([None, 9, 30]),
             ignore_eos=draw.random() < 0.8,
             logprobs=None,
@@ -156,18 +158,24 @@ def workload(draw, count):
     return items
 
 
-def run(engine, items, look=None):
-    """Return what each request that was not aborted got."""
+def run(engine, items, look=None, *, told=None):
+    """Return what each request that was not aborted got.
+
+    With `told`, every other request streams, and what is told of it on its way is put there.
+    """
     outputs, step = {}, 0
     while step < 80 or engine.has_unfinished_requests():
         for name, (prompt, params, arrives, _) in enumerate(items):
             if arrives == step:
-                engine.add_request(str(name), prompt, params, stream=False)
+                stream = told is not None and name % 2 == 0
+                engine.add_request(str(name), prompt, params, stream=stream)
         for name, (*_, aborted) in enumerate(items):
             if aborted == step:
                 engine.abort_request(str(name))
         for output in engine.step():
             outputs[output.request_id] = output.outputs
+            for o in output.outputs if told is not None else ():
+                told.setdefault((output.request_id, o.index, len(o.token_ids)), []).append(o)
         engine.scheduler.check_integrity()
         if look is not None:
             look(engine)
@@ -217,6 +225,30 @@ def test_same_tokens_text_reasons_and_costs(seed, kind, num_kv_tokens, page_size
 
     assert run(make_engine(kind, lane=True, **config), items, look) == expected
     assert max(ridden) > 0, "nobody took the lane"
+
+
+@settings(max_examples=6)
+@given(
+    seed=st.integers(0, 2**31),
+    kind=st.sampled_from(sorted(CONFIGS)),
+    limit=st.sampled_from([math.inf, 300.0]),
+)
+def test_who_reads_along_is_told_the_same(seed, kind, limit):
+    items = workload(Random(seed), 10)
+    expected, told, ridden = {}, {}, []
+    whole = run(make_engine(kind, lane=False), items, told=expected)
+    engine = make_engine(kind, lane=True, max_stream_updates_per_s=limit)
+
+    def look(engine):
+        ridden.append(
+            sum(s.rides and not int(s.request_id) % 2 for s in engine._boarding.lane.riders)
+        )
+
+    assert run(engine, items, look, told=told) == whole
+    assert max(ridden) > 0, "no stream took the lane"
+    for key, states in told.items():
+        assert all(state in expected[key] for state in states)
+    assert limit != math.inf or told.keys() == expected.keys()
 
 
 def test_most_steps_of_long_thoughts_are_ridden():
@@ -271,7 +303,7 @@ def test_statistics_know_what_riders_have_done():
         while engine.has_unfinished_requests():
             engine.step()
             if engine.has_unfinished_requests():
-                seen[lane].append((engine.stats(), engine.num_sampled_tokens("a")))
+                seen[lane].append((engine.stats(), engine.num_sampled_tokens()))
     assert seen[True] == seen[False]
 
 

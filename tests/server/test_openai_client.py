@@ -36,6 +36,18 @@ def collect(stream):
     return choices, usage, chunks
 
 
+def test_retention_is_each_requests_own(client):
+    peaks, freed = {}, {}
+    for number in (None, 0, 2):
+        extra = {"lightthinker": {"max_thought_tokens": 9, "retain_thoughts": number}}
+        costs = ask(client, extra_body=extra).usage.lightthinker
+        peaks[number], freed[number] = costs["peak_tokens"], costs["kv_tokens_freed"]
+    assert peaks[None] == peaks[0] < peaks[2]
+    assert freed[None] == freed[0] > freed[2]
+    with pytest.raises(openai.BadRequestError, match="retain_thoughts is for requests"):
+        ask(client, extra_body={"lightthinker": {"compression": False, "retain_thoughts": 1}})
+
+
 def test_models(client):
     listed = client.models.list().data
     assert [m.id for m in listed] == ["tiny"]

@@ -113,7 +113,15 @@ def test_a_missing_extra_is_named():
     assert "pip install 'lightthinker[serve]'" in done.stderr
 
 
-@pytest.mark.parametrize("options", [["--max-n", "0"], ["--api-key-file", "missing"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--max-n", "0"],
+        ["--api-key-file", "missing"],
+        ["--max-stream-updates-per-s", "0"],
+        ["--load-format", "gguf"],
+    ],
+)
 def test_wrong_settings_end_in_one_line(checkpoint, options):
     done = subprocess.run(
         command(checkpoint, *options), capture_output=True, text=True, timeout=120, check=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import httpx
@@ -34,6 +35,7 @@ AUDIO = {"role": "user", "content": [HEARD]}
         ({"store": True}, "store", "'store' is not supported"),
         ({"made_up": 1}, "made_up", "Unknown parameter: 'made_up'"),
         ({"lightthinker": {"gists": 3}}, "lightthinker.gists", "Unknown parameter"),
+        ({"lightthinker": {"retain_thoughts": -1}}, "lightthinker.retain_thoughts", "equal to 0"),
         ({"temperature": 9}, "temperature", "less than or equal to 2"),
         ({"temperature": float("nan")}, "temperature", "finite"),
         ({"top_p": 0}, "top_p", "greater than 0"),
@@ -108,6 +110,26 @@ def test_hostile_bodies_get_an_error_in_openais_form(http, path, content, status
     answer = http.post(path, content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type"),
+    [(b"", "application/json"), (b"[]", "application/json"), (b'{"messages": []}', "text/plain")],
+)
+def test_what_is_no_json_object_is_told_what_to_send(http, content, content_type):
+    headers = {"Content-Type": content_type}
+    answer = http.post("/v1/chat/completions", content=content, headers=headers)
+    assert answer.status_code == 400
+    assert "'Content-Type: application/json'" in answer.json()["error"]["message"]
+
+
+def test_a_compressed_body_is_refused_by_name(http):
+    body = json.dumps({"messages": USER, "max_tokens": 1}).encode()
+    for encoding, status in (("gzip", 415), ("identity", 200)):
+        headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        content = gzip.compress(body) if encoding == "gzip" else body
+        answer = http.post("/v1/chat/completions", content=content, headers=headers)
+        assert answer.status_code == status
 
 
 def test_unpaired_surrogates_are_refused(http):

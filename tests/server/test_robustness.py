@@ -206,6 +206,24 @@ def test_a_request_with_broken_logits_fails_alone(checkpoint, stream):
         assert running.wait_until_idle()
 
 
+def test_streams_that_take_turns_say_the_same_in_fewer_chunks(checkpoint):
+    body = chat_body() | {"lightthinker": {"max_thought_tokens": 9, "events": True}}
+    llm = LLM(checkpoint, device="cpu", num_kv_tokens=4096, max_stream_updates_per_s=1e-3)
+    with running_server(llm) as running:
+        whole = httpx.post(f"{running.url}/v1/chat/completions", json=body).json()
+        lines = httpx.post(f"{running.url}/v1/chat/completions", json=body | {"stream": True}).text
+    message = whole["choices"][0]["message"]
+    chunks = [json.loads(x[6:]) for x in lines.splitlines() if x.startswith("data: {")]
+    deltas = [c["choices"][0]["delta"] for c in chunks]
+    for name in ("reasoning_content", "content"):
+        assert "".join(d.get(name) or "" for d in deltas) == message[name]
+    events = [e for c in chunks if "lightthinker" in c for e in c["lightthinker"]["events"]]
+    folded = [e["index"] for e in events if e["type"] == "thought_compressed"]
+    assert folded == list(range(whole["usage"]["lightthinker"]["thoughts"]))
+    # The role, the first token, then the rest at once: one chunk for each thought and an end.
+    assert len(chunks) <= len(folded) + 4 < whole["usage"]["completion_tokens"] / 2
+
+
 def test_metrics_count_what_was_done(checkpoint):
     llm = LLM(checkpoint, device="cpu", num_kv_tokens=4096)
     with running_server(llm, ServerSettings(model_name="m", metrics_prefix="x:")) as running:

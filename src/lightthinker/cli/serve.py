@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightthinker.server.settings import MAX_STREAM_UPDATES_PER_S
+
 
 def serve(
     model: str,
@@ -32,6 +34,8 @@ def serve(
     enforce_eager: bool = False,
     tensor_parallel_size: int = 1,
     data_parallel_size: int = 1,
+    max_stream_updates_per_s: float = MAX_STREAM_UPDATES_PER_S,
+    load_format: str = "auto",
 ) -> None:
     """Serve a model to OpenAI clients, with a page to watch it think.
 
@@ -64,6 +68,9 @@ def serve(
         enforce_eager: On a GPU, start quickly and run slower: no compiling, no CUDA graphs.
         tensor_parallel_size: Devices that share each copy of the model.
         data_parallel_size: Copies of the model.
+        max_stream_updates_per_s: Most chunks a second over all streams, beyond which each carries
+            several tokens; `inf` for one per token.
+        load_format: `dummy` draws random weights, to measure speed without a checkpoint.
     """
     import asyncio
     from importlib.util import find_spec
@@ -93,7 +100,7 @@ def serve(
     )  # fmt: skip
     sock = bind(host, port)
 
-    from lightthinker.engine.async_llm import AsyncLLM
+    from lightthinker.engine.async_llm import AsyncLLM, shorten_switch_interval
     from lightthinker.server.app import create_app
     from lightthinker.server.logs import configure_logging
     from lightthinker.server.run import make_server
@@ -104,8 +111,10 @@ def serve(
         model, device=device, dtype=dtype, max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens, num_kv_tokens=num_kv_tokens,
         enforce_eager=enforce_eager, tensor_parallel_size=tensor_parallel_size,
-        data_parallel_size=data_parallel_size,
+        data_parallel_size=data_parallel_size, load_format=load_format,
+        max_stream_updates_per_s=max_stream_updates_per_s,
     )  # fmt: skip
+    shorten_switch_interval()
     engine = AsyncLLM(llm, max_requests=max_num_seqs + max_queued_requests)
     tracing = tracing_from_environment(settings.model_name)
     server = make_server(create_app(engine, settings, tracing), engine, settings)

@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,9 +36,10 @@ from lightthinker.engine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
+SWITCH_INTERVAL_S = 1e-4
 
-@dataclass(frozen=True)
-class Progress:
+
+class Progress(NamedTuple):
     """One request as the engine thread sees it after a step.
 
     Attributes:
@@ -288,19 +290,19 @@ class AsyncLLM:
         self._stats = self.llm.engine.stats()
 
     def _step(self) -> None:
-        engine = self.llm.engine
+        engine, begin = self.llm.engine, time.monotonic()
         outputs = engine.step()
-        now = time.monotonic()
         progress = []
+        num_sampled_by_name = engine.num_sampled_tokens()
         final = {o.request_id: o for o in outputs if o.finished}
         for name, tracked in self._tracked.items():
             output = final.get(name)
             if output is not None:
                 num_sampled = sum(len(c.token_ids) for c in output.outputs)
             else:
-                num_sampled = engine.num_sampled_tokens(name)
+                num_sampled = num_sampled_by_name[name]
             if tracked.scheduled is None and (output or engine.is_scheduled(name)):
-                tracked.scheduled = now
+                tracked.scheduled = begin
             progress.append(
                 Progress(
                     name, tracked.num_prompt_tokens, tracked.arrived, tracked.scheduled,
@@ -359,6 +361,17 @@ class AsyncLLM:
             loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             logger.debug("a reader's event loop is closed")
+
+
+def shorten_switch_interval() -> None:
+    """Let the engine's thread have the interpreter soon after it asks for it.
+
+    CPython lets a thread that runs keep the interpreter for 5 ms, most of a step of a 7B model, and
+    the engine's thread asks anew after each wait and each call into torch. With 64 streams written
+    in the event loop that more than doubled the time of a step. The interval is the process's:
+    whoever owns the process calls this, as `lightthinker serve` does.
+    """
+    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
 
 
 def _deliver_all(deliveries: list[tuple[RequestStream, RequestOutput]]) -> None:

@@ -111,8 +111,6 @@ class Boarding:
             if not sequence.may_ride or not self._is_at_rest(sequence):
                 continue
             request = self.requests[sequence.request_id]
-            if request.stream:
-                continue
             boarded = self.lane.board(
                 sequence,
                 request.detokenizers[sequence.index],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from lightthinker.errors import RequestError
 
@@ -29,6 +30,9 @@ class EngineConfig:
             one matmul, gate and up in one, and RoPE's angles once a step. Their weights are laid
             side by side in the model and take no more memory.
         max_graph_live_tokens: Live tokens of one sequence beyond which a step runs without a graph.
+        max_stream_updates_per_s: Most reports a second on requests that stream, over all of them,
+            which take turns; the first and the last state of each are always reported. Reports are
+            cumulative: fewer of them carry more text each.
         poison_freed_pages: Fill freed KV with NaN (for tests).
     """
 
@@ -43,6 +47,7 @@ class EngineConfig:
     enforce_eager: bool = False
     fuse_projections: bool = True
     max_graph_live_tokens: int = 32_768
+    max_stream_updates_per_s: float = inf
     poison_freed_pages: bool = False
 
     def __post_init__(self) -> None:
@@ -50,6 +55,11 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RequestError(f"{name} is {value}; it must be at least 1.")
+        if not self.max_stream_updates_per_s > 0:
+            raise RequestError(
+                f"max_stream_updates_per_s is {self.max_stream_updates_per_s}; it must be greater "
+                "than 0 (inf for no limit)."
+            )
         if not 0 < self.gpu_memory_utilization <= 1:
             raise RequestError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be in (0, 1]."

@@ -27,6 +27,7 @@ from lightthinker.engine.launch import launch
 from lightthinker.engine.memory import num_kv_tokens_that_fit
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.reporting import EngineStats, engine_stats
+from lightthinker.engine.reports import Reports
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.sampler import Sampler, TokenSampler, token_logprob
 from lightthinker.engine.sampling_params import SamplingParams
@@ -128,8 +129,8 @@ class LLMEngine:
         self._requests: dict[str, Request] = {}
         self._boarding = self._open_lane()
         self._next_deadline = inf
-        self._num_streams = self._num_impatient = self._num_reported = 0
-        self._is_closed = False
+        self._reports = Reports(self.config.max_stream_updates_per_s)
+        self._num_impatient, self._is_closed = 0, False
 
     def use_compression(self, compression: CompressionConfig | None) -> None:
         """Let requests from now on follow other rules over the same tokens (retention, controls).
@@ -177,7 +178,7 @@ class LLMEngine:
             request_id: Its name, unique among unfinished requests.
             prompt: Text (the tokenizer adds its special tokens, such as a bos), or token ids.
             params: How to sample.
-            stream: Whether `step` reports it at every step or only when it is finished.
+            stream: Whether `step` reports it as it grows or only when it is finished.
 
         Raises:
             RequestError: The prompt is empty or too long, compression is asked of a checkpoint
@@ -194,7 +195,7 @@ class LLMEngine:
             if params.policy.observation is not None:
                 self.pool.keep_scores()
         self._requests[request_id] = request
-        self._num_streams += request.stream
+        self._reports.follow(request)
         self._num_impatient += request.sequences[0].needs_known_tokens
         self._next_deadline = min(self._next_deadline, request.deadline)
         for sequence in request.sequences:
@@ -221,11 +222,13 @@ class LLMEngine:
         if self._boarding is not None:
             self._boarding.lane.write_back()
 
-    def num_sampled_tokens(self, request_id: str) -> int:
-        """Return how many tokens an unfinished request has sampled, over its samples."""
-        sequences = self._requests[request_id].sequences
-        unwritten = self._boarding.lane.num_unwritten(sequences) if self._boarding else 0
-        return unwritten + sum(len(s.known_ids) for s in sequences)
+    def num_sampled_tokens(self) -> dict[str, int]:
+        """Return how many tokens each unfinished request has sampled, over its samples."""
+        unwritten = self._boarding.lane.num_unwritten() if self._boarding else {}
+        return {
+            name: sum([s.num_known + unwritten.get(s, 0) for s in request.sequences])
+            for name, request in self._requests.items()
+        }
 
     def is_scheduled(self, request_id: str) -> bool:
         """Whether any token of an unfinished request has been forwarded."""
@@ -233,8 +236,8 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         """Return what the engine holds and has done."""
-        lane = self._boarding.lane if self._boarding else None
-        return engine_stats(self.scheduler, lane.num_unwritten(lane.riders) if lane else 0)
+        unwritten = self._boarding.lane.num_unwritten() if self._boarding else {}
+        return engine_stats(self.scheduler, sum(unwritten.values()))
 
     def close(self) -> None:
         """Abort everything and let go of the KV pool and the graphs; no request is taken again."""
@@ -257,7 +260,7 @@ class LLMEngine:
     def _forget(self, request_id: str) -> Request | None:
         request = self._requests.pop(request_id, None)
         if request is not None:
-            self._num_streams -= request.stream
+            self._reports.forget(request)
             self._num_impatient -= request.sequences[0].needs_known_tokens
         return request
 
@@ -389,15 +392,13 @@ class LLMEngine:
             self.scheduler.compact(s for s in due if s.status is Status.RUNNING)
 
     def _outputs(self) -> list[RequestOutput]:
-        num_finished = self.scheduler.num_finished
-        if num_finished == self._num_reported and not self._num_streams:
-            return []
-        requests = [r for r in self._requests.values() if r.stream or r.finished]
-        outputs = [request.output(self.pool.bytes_per_token) for request in requests]
+        due = self._reports.due(self._requests, self.scheduler.num_finished)
+        if due and self._boarding is not None:
+            self._boarding.lane.write_back(s for request in due for s in request.sequences)
+        outputs = [request.output(self.pool.bytes_per_token) for request in due]
         for output in outputs:
             if output.finished:
                 self._forget(output.request_id)
-        self._num_reported = num_finished
         return outputs
 
     def _end_overdue(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
@@ -23,7 +24,7 @@ from lightthinker.errors import RequestError
 
 @dataclass
 class Request:
-    """A request in the engine: its samples and what is made of their tokens."""
+    """A request in the engine: its samples, what is made of their tokens, and who is told."""
 
     request_id: str
     prompt: str | None
@@ -33,6 +34,7 @@ class Request:
     thought_begins: list[int]
     stream: bool
     deadline: float
+    was_reported: bool = False
 
     @property
     def finished(self) -> bool:
@@ -158,7 +160,11 @@ class Intake:
                 "This checkpoint has no compression settings; ask with compression=False."
             )
         off = params.compression is False or params.policy is not None
-        return None if off else available
+        if params.retain_thoughts is None:
+            return None if off else available
+        if off or available is None:
+            raise RequestError("retain_thoughts is for requests that compress their thoughts.")
+        return dataclasses.replace(available, retain_thoughts=params.retain_thoughts)
 
     def _end_detector(
         self, params: SamplingParams, compression: CompressionConfig | None

@@ -232,15 +232,20 @@ class FastLane:
         del self.riders[last], self._detokenizers[last]
         return place
 
-    def num_unwritten(self, sequences: Iterable[Sequence]) -> int:
-        """Return how many tokens these sequences do not know of yet."""
-        lines = [self._line[s] for s in sequences if s.rides]
-        return int(self._num_unwritten[lines].sum()) if lines else 0
+    def num_unwritten(self) -> dict[Sequence, int]:
+        """Return how many tokens each rider's sequence does not know of yet."""
+        counts = self._num_unwritten[: len(self)].tolist()
+        return dict(zip(self.riders, counts, strict=True))
 
-    def write_back(self) -> None:
-        """Tell all riders' sequences what they have done so far."""
-        for line in np.flatnonzero(self._num_unwritten[: len(self)]):
-            self._write_back(int(line))
+    def write_back(self, sequences: Iterable[Sequence] | None = None) -> None:
+        """Tell sequences what they have done so far.
+
+        Args:
+            sequences: Those that are meant if they ride; by default all riders.
+        """
+        for sequence in self.riders if sequences is None else sequences:
+            if sequence.rides:
+                self._write_back(self._line[sequence])
 
     def _write_back(self, line: int) -> None:
         count = int(self._num_unwritten[line])

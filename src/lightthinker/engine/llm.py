@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from lightthinker.bundled import model_path
 from lightthinker.compression import CONFIG_KEY, CompressionConfig
 from lightthinker.encode import render_prompt
 from lightthinker.engine.architecture import check_architecture
+from lightthinker.engine.dummy_weights import random_model
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.parallel import ParallelEngine
@@ -53,6 +55,9 @@ class LLM:
         attention_backend: `torch`, `triton`, or `auto`: Triton on CUDA, torch on a CPU.
         tensor_parallel_size: Devices that share each copy of the model, in one process each.
         data_parallel_size: Copies of the model; requests go to the least busy one.
+        load_format: `auto` reads the weights; `dummy` draws them, from config and tokenizer alone,
+            to measure speed without a checkpoint.
+        max_stream_updates_per_s: See `EngineConfig`.
 
     Raises:
         CheckpointError: The folder is missing, its model is none that the engine serves, it has no
@@ -81,6 +86,8 @@ class LLM:
         attention_backend: str = "auto",
         tensor_parallel_size: int = 1,
         data_parallel_size: int = 1,
+        load_format: str = "auto",
+        max_stream_updates_per_s: float = inf,
     ):
         model = model_path(model)
         self.device = _device(device)
@@ -93,9 +100,12 @@ class LLM:
             enable_prefix_caching=enable_prefix_caching,
             enforce_eager=enforce_eager,
             attention_backend=attention_backend,
+            max_stream_updates_per_s=max_stream_updates_per_s,
         )
         check_architecture(_load_config(model))
-        options: dict[str, Any] = {"dtype": dtype, "compression": compression, "config": config}
+        options: dict[str, Any] = {
+            "dtype": dtype, "compression": compression, "config": config, "load_format": load_format
+        }  # fmt: skip
         self.engine: LLMEngine
         if tensor_parallel_size * data_parallel_size > 1:
             self.model_config, self.tokenizer = _load_config(model), _load_tokenizer(model)
@@ -234,6 +244,7 @@ def load_engine(
     compression: CompressionConfig | None,
     config: EngineConfig,
     tensor_parallel: bool = False,
+    load_format: str = "auto",
 ) -> LLMEngine:
     """Load a checkpoint into an engine of this process; see `LLM`.
 
@@ -244,13 +255,23 @@ def load_engine(
         compression: Overrides the checkpoint's settings.
         config: Sizes.
         tensor_parallel: Load this rank's slice; torch.distributed is set up.
+        load_format: `auto` or `dummy`.
     """
     place = _device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)  # Kernels are launched on the current device.
-    loaded, tokenizer = load_checkpoint(
-        model, dtype=_dtype(dtype, place), tensor_parallel=tensor_parallel
-    )
+    number_type = _dtype(dtype, place)
+    if load_format == "dummy" and not tensor_parallel:
+        tokenizer = _load_tokenizer(model)
+        loaded = random_model(_load_config(model), dtype=number_type, device=place)
+    elif load_format == "auto":
+        loaded, tokenizer = load_checkpoint(
+            model, dtype=number_type, tensor_parallel=tensor_parallel
+        )
+    else:
+        raise RequestError(
+            f"load_format is {load_format!r}; it must be auto, or dummy on one GPU per copy."
+        )
     if not tensor_parallel:
         loaded.to(place)
     settings = _compression(loaded.config, tokenizer, compression, model)

@@ -185,13 +185,17 @@ class ParallelEngine:
         """Return the prompt length of an unfinished request."""
         return self._progress(request_id).num_prompt_tokens
 
-    def num_sampled_tokens(self, request_id: str) -> int:
-        """Return how many tokens an unfinished request has sampled, if it streams; else 0."""
-        return self._progress(request_id).num_sampled_tokens
+    def num_sampled_tokens(self) -> dict[str, int]:
+        """Return how many tokens each unfinished request has sampled, if it streams; else 0."""
+        return {
+            name: progress.num_sampled_tokens
+            for replica in self._replicas
+            for name, progress in replica.unfinished.items()
+        }
 
     def is_scheduled(self, request_id: str) -> bool:
         """Whether an unfinished request that streams has sampled a token."""
-        return self.num_sampled_tokens(request_id) > 0
+        return self._progress(request_id).num_sampled_tokens > 0
 
     def step(self) -> list[RequestOutput]:
         """Wait a moment for any replica's step.

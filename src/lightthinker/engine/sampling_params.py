@@ -36,6 +36,8 @@ class SamplingParams:
         compression: Whether triggers compress. None: whatever the checkpoint was trained for.
         max_thought_tokens: Force the trigger once a thought has this many tokens.
         thinking_token_budget: Force the end of reasoning once this many tokens are sampled.
+        retain_thoughts: Finished thoughts that stay in the cache in full, in place of the
+            checkpoint's own number; for models that were trained with several.
         policy: Bound the KV cache by eviction; nothing is compressed then.
     """
 
@@ -58,6 +60,7 @@ class SamplingParams:
     compression: bool | None = None
     max_thought_tokens: int | None = None
     thinking_token_budget: int | None = None
+    retain_thoughts: int | None = None
     policy: CachePolicy | None = None
 
     def __post_init__(self) -> None:
@@ -88,7 +91,11 @@ class SamplingParams:
                 f"Policy {self.policy.name!r} and compression cannot be combined; "
                 "drop the policy, or ask with compression=False."
             )
-        for name, least in (("max_thought_tokens", 1), ("thinking_token_budget", 0)):
+        for name, least in (
+            ("max_thought_tokens", 1),
+            ("thinking_token_budget", 0),
+            ("retain_thoughts", 0),
+        ):
             value = getattr(self, name)
             _check(value is None or value >= least, name, value, f"at least {least}")
 

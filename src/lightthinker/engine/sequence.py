@@ -257,6 +257,11 @@ class Sequence:
         """The sampled ids, without one that is still being sampled."""
         return self.sampled_ids[: -1 if self.unsettled is not None else None]
 
+    @property
+    def num_known(self) -> int:
+        """Length of `known_ids`."""
+        return len(self.sampled_ids) - (self.unsettled is not None)
+
     def extend(self, forced: int | None = None) -> None:
         """Write the next sampled token; its id may come later, through `settle`.
 

@@ -30,20 +30,26 @@ class EngineReplica:
     def __init__(self, settings: RayServeSettings):
         from lightthinker.bundled import model_path
         from lightthinker.demo.loading import open_llm
-        from lightthinker.engine.async_llm import AsyncLLM
+        from lightthinker.engine.async_llm import AsyncLLM, shorten_switch_interval
         from lightthinker.server.app import create_app
-        from lightthinker.server.settings import ServerSettings, read_api_keys
+        from lightthinker.server.settings import (
+            MAX_STREAM_UPDATES_PER_S,
+            ServerSettings,
+            read_api_keys,
+        )
         from lightthinker.server.tracing import tracing_from_environment
 
         llm = open_llm(
             settings.model, device=settings.device, dtype=settings.dtype,
             max_num_seqs=settings.max_num_seqs, num_kv_tokens=settings.num_kv_tokens,
+            max_stream_updates_per_s=MAX_STREAM_UPDATES_PER_S,
         )  # fmt: skip
         limits = ServerSettings(
             model_name=settings.served_model_name or Path(model_path(settings.model)).name,
             api_keys=read_api_keys(None), max_body_bytes=settings.max_body_bytes,
         )  # fmt: skip
         queued = limits.max_queued_requests
+        shorten_switch_interval()
         self.engine = AsyncLLM(llm, max_requests=settings.max_num_seqs + queued)
         tracing = tracing_from_environment(limits.model_name)
         self.app = create_app(self.engine, limits, tracing)

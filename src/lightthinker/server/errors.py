@@ -148,5 +148,8 @@ def invalid_request(error: RequestValidationError) -> APIError:
     if first["type"] == NOT_TEXT:
         param = f"{param}.{first['ctx']['part']}"
         return APIError(400, f"{param}: {first['msg']}", param=param, code="unsupported_content")
+    if param is None and first["type"] in ("missing", "model_attributes_type"):
+        message = "The body must be a JSON object, sent with 'Content-Type: application/json'."
+        return APIError(400, message, code="invalid_json")
     reason = str(first["msg"]).removeprefix("Value error, ")
     return APIError(400, f"{param}: {reason}" if param else reason, param=param)

@@ -8,6 +8,7 @@ page); the prefix of that group can be changed.
 from __future__ import annotations
 
 import time
+from collections import Counter as Counts
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -16,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from lightthinker.engine.async_llm import Progress
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.reporting import EngineStats
+from lightthinker.server.histogram import CountingHistogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OURS = "lightthinker:"
@@ -73,9 +75,11 @@ class Metrics:
         self.ttft = histogram(
             f"{prefix}time_to_first_token_seconds", "Time to first token.", _SECONDS
         )
-        self.itl = histogram(
-            f"{prefix}inter_token_latency_seconds", "Time between tokens.", _SECONDS
-        )
+        self.itl = CountingHistogram(
+            f"{prefix}inter_token_latency_seconds", "Time between tokens.", _SECONDS,
+            {"model_name": model_name},
+        )  # fmt: skip
+        self.registry.register(self.itl)
         self.tpot = histogram(
             f"{prefix}request_time_per_output_token_seconds",
             "Mean time per output token after the first.",
@@ -122,22 +126,26 @@ class Metrics:
     def observe(self, progress: list[Progress]) -> None:
         """Take a step's progress; called in the engine's thread."""
         now = time.monotonic()
+        num_new, since = 0, Counts[float]()
+        before, self._seen = self._seen, {}
         for request in progress:
-            seen = self._seen.setdefault(request.request_id, _Seen())
-            new = request.num_sampled - seen.num_sampled
-            if new > 0:
-                self.generation_tokens.inc(new)
+            name, num_sampled = request.request_id, request.num_sampled
+            seen = before.get(name) or _Seen()
+            if num_sampled > seen.num_sampled:
+                num_new += num_sampled - seen.num_sampled
                 if seen.num_sampled == 0:
                     seen.first_token = now
                     self.ttft.observe(now - request.arrived)
                 else:
-                    self.itl.observe(now - seen.last_token)
-                seen.num_sampled, seen.last_token = request.num_sampled, now
+                    since[seen.last_token] += 1
+                seen.num_sampled, seen.last_token = num_sampled, now
             if request.output is not None:
                 self._finished(request, request.output, seen, now)
-        unfinished = {r.request_id for r in progress if r.output is None}
-        for name in [n for n in self._seen if n not in unfinished]:
-            del self._seen[name]
+            else:
+                self._seen[name] = seen
+        self.generation_tokens.inc(num_new)
+        for last_token, count in since.items():
+            self.itl.observe(now - last_token, count)
 
     def refuse(self, status: int) -> None:
         """Count a request that was answered with an error."""

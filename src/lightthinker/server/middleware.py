@@ -104,6 +104,12 @@ class Gate:
                 "The Host header is none that this server answers to; name it with --allow-host.",
                 code="host_not_allowed",
             )
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise APIError(
+                415,
+                "Content-Encoding is not supported by this server; send the body as it is.",
+                code="unsupported_encoding",
+            )
         if self.key_digests and scope["path"].startswith(GUARDED) and not self._has_key(headers):
             raise APIError(
                 401,

@@ -48,11 +48,13 @@ class Extension(Body):
     Attributes:
         compression: Whether thoughts are compressed; null leaves it to the checkpoint.
         max_thought_tokens: End a thought that gets this long.
+        retain_thoughts: Finished thoughts that stay in full; null leaves it to the checkpoint.
         events: Whether streamed chunks carry live token counts and thought events.
     """
 
     compression: bool | None = None
     max_thought_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    retain_thoughts: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     events: bool = False
 
 

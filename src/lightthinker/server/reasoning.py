@@ -63,6 +63,8 @@ class ReasoningSplitter:
 
 def _overlap(text: str, marker: str) -> int:
     """Return the length of the longest end of `text` that begins `marker`."""
+    if marker[0] not in text[1 - len(marker) :]:
+        return 0  # Most texts: this is asked of every state of every stream.
     for size in range(min(len(text), len(marker) - 1), 0, -1):
         if text.endswith(marker[:size]):
             return size

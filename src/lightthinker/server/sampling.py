@@ -85,6 +85,7 @@ class Sampling:
             thinking_token_budget=body.thinking_token_budget,
             compression=body.extension.compression,
             max_thought_tokens=body.extension.max_thought_tokens,
+            retain_thoughts=body.extension.retain_thoughts,
             **chosen,
         )
 

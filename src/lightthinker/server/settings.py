@@ -10,6 +10,10 @@ from lightthinker.errors import ConfigError
 
 API_KEY_VARIABLE = "LIGHTTHINKER_API_KEY"
 
+MAX_STREAM_UPDATES_PER_S = 2500.0
+"""Chunks that a server writes in a second, over all its streams: at about 0.1 ms of Python each,
+a quarter of a core. A single stream gets every token; 64 get about 40 chunks a second each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:

@@ -22,10 +22,12 @@ T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def sse(data: Any) -> bytes:
     """Return one server-sent event."""
-    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _encode(data).encode() + b"\n\n"
 
 
 class EventStream(Response):

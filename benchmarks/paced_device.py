@@ -1,0 +1,89 @@
+"""A device that only sleeps: what Python costs beside a GPU, measured without one.
+
+Steps are launched, overlap with Python and are waited for as on a GPU, through the engine's own
+graph path, fast lane and asynchronous scheduling; only the model is missing. A step's samples are
+there so many seconds after the step before it, or after its launch, whichever is later.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+
+class Device:
+    """Knows when the newest launched step will be over."""
+
+    def __init__(self, step_s: float):
+        self.step_s = step_s
+        self.over_at = 0.0
+        self.num_steps = 0
+
+    def launch(self) -> None:
+        """Begin another step, after the ones before it."""
+        self.over_at = max(self.over_at, time.perf_counter()) + self.step_s
+        self.num_steps += 1
+
+
+class Event:
+    """Stands for the CUDA event behind a step's samples."""
+
+    def __init__(self, over_at: float):
+        self.over_at = over_at
+
+    def synchronize(self) -> None:
+        """Sleep until the step is over, without the interpreter's lock."""
+        time.sleep(max(0.0, self.over_at - time.perf_counter()))
+
+
+def pace(step_s: float) -> None:
+    """Put the sleeping device in place of every engine made from now on, in this process."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    from lightthinker.engine import config, device_sampler, graphs, llm, pending, runner
+    from lightthinker.kvcache import pool
+
+    device = Device(step_s)
+
+    def settings(**given: Any) -> config.EngineConfig:
+        return config.EngineConfig(
+            **given | {"async_scheduling": True, "attention_backend": "triton"}
+        )
+
+    def draw(self: Any, logits: Any = None) -> None:
+        # Letters and digits, which mean nothing to the engine.
+        tokens = self.buffer.tokens
+        tokens.copy_(torch.arange(len(tokens)) * 7 % 26 + self.letters)
+
+    def compute(self: Any, size: int) -> None:
+        device.launch()
+        draw(self.sampler)
+
+    def forward(self: Any, backend: Any, batch: Any, plan: Any, known: Any) -> Any:
+        device.launch()
+        return torch.zeros(max(1, len(plan.wanted_rows)), 1)
+
+    fetch = pending.TokenBuffer.fetch
+
+    def fetch_later(self: Any, num_tokens: int) -> pending.PendingTokens:
+        made = fetch(self, num_tokens)
+        return pending.PendingTokens(made.device, made._host, Event(device.over_at))
+
+    make_engine = llm.load_engine
+
+    def load_engine(*args: Any, **kwargs: Any) -> Any:
+        engine = make_engine(*args, **kwargs)
+        ids = [engine.tokenizer.encode(c, add_special_tokens=False) for c in "az"]
+        assert ids[1][-1] - ids[0][-1] == 25, "the tokenizer's letters follow each other"
+        engine.sampler.letters = ids[0][-1]
+        return engine
+
+    llm.EngineConfig = settings  # type: ignore[misc, assignment]
+    llm.load_engine = load_engine
+    graphs.GraphRunner._compute = compute  # type: ignore[method-assign]
+    device_sampler.DeviceSampler.draw = draw  # type: ignore[method-assign]
+    runner.ModelRunner.run = forward  # type: ignore[method-assign]
+    pending.TokenBuffer.fetch = fetch_later  # type: ignore[method-assign]
+    pool.PagePool.move = lambda self, *args: None  # type: ignore[method-assign]
