@@ -18,6 +18,7 @@ from lightthinker.engine import runner as runner_module
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.fusion import (
     ProjectionSlice,
+    compile_merged,
     fuse_projections,
     materialize_rotary,
     merge_projections,
@@ -362,3 +363,13 @@ def test_inductor_compiles_what_is_merged():
         got = logits(runner, num_tokens, compiled=True)
         assert (got - expected).abs().max() < 1e-5
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_combo_kernels_are_switched_on_by_the_environment(monkeypatch):
+    assert torch._inductor.config.combo_kernels is False, "Inductor has another name or default"
+    options = []
+    monkeypatch.setattr(torch._inductor, "compile", lambda *arguments: options.append(arguments[2]))
+    for value in ("0", "1"):
+        monkeypatch.setenv("LIGHTTHINKER_COMBO_KERNELS", value)
+        compile_merged(torch.fx.symbolic_trace(torch.nn.Identity()), [])
+    assert options == [None, {"combo_kernels": True}]
