@@ -14,6 +14,7 @@ sweep, and what it leaves out is said. Prints tables and, as the last line, one 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,83 +45,32 @@ DEVICE = torch.device("cuda" if ON_CUDA else "cpu")
 DTYPE = torch.bfloat16 if ON_CUDA else torch.float32
 BANDWIDTH = 3.0e12
 CYCLED_BYTES = 220e6
-TIMED_BYTES = 700e6
-MAX_LAUNCHES = 150
+TIMED_BYTES = 600e6
+MAX_LAUNCHES = 96
+NUM_PROGRAMS = (132, 264, 396, 528)
+"""How many programs there should be: one to four a multiprocessor."""
+
+MAX_SPLITS = 16
+PREFETCHED = (0, 128)
 TOLERANCE = 0.02
 """Largest error, over the largest value, of settings that count: bf16 rounds by up to 0.004."""
 
-Settings = tuple[int, int, int, int, bool]  # block_n, block_k, num_warps, num_stages, tma
-PLAIN: dict[int, tuple[Settings, ...]] = {
+Settings = tuple[int, int, int, int]  # block_n, block_k, num_warps, num_stages
+SETTINGS: dict[int, tuple[Settings, ...]] = {
     16: (
-        (64, 128, 4, 4, False),
-        (64, 128, 4, 4, True),
-        (64, 256, 4, 3, False),
-        (128, 128, 4, 3, True),
-        (128, 64, 4, 5, False),
-        (128, 128, 8, 5, False),
-        (64, 128, 4, 6, True),
-        (64, 256, 4, 5, False),
+        (64, 128, 4, 4),
+        (64, 128, 4, 3),
+        (64, 128, 4, 6),
+        (64, 256, 4, 3),
+        (64, 64, 4, 6),
+        (64, 256, 4, 5),
+        (64, 128, 4, 2),
     ),
-    32: (
-        (64, 128, 4, 4, False),
-        (128, 128, 4, 3, True),
-        (64, 256, 4, 3, False),
-        (128, 64, 4, 5, False),
-        (128, 128, 8, 5, False),
-        (256, 64, 8, 5, False),
-    ),
-    64: (
-        (64, 128, 4, 3, False),
-        (128, 128, 8, 4, False),
-        (256, 64, 8, 5, False),
-        (128, 64, 4, 4, True),
-        (64, 64, 4, 5, False),
-    ),
-    128: (
-        (64, 64, 4, 4, False),
-        (128, 64, 8, 6, False),
-        (128, 64, 8, 6, True),
-        (128, 128, 8, 3, False),
-        (256, 64, 8, 4, True),
-        (256, 64, 8, 4, False),
-    ),
-    256: ((128, 64, 8, 4, True), (64, 64, 8, 5, False)),
+    32: ((64, 128, 4, 4), (64, 128, 4, 3), (64, 64, 4, 6), (64, 256, 4, 3), (128, 128, 4, 3)),
+    64: ((64, 128, 4, 3), (128, 64, 4, 4), (128, 128, 8, 4), (64, 64, 4, 5)),
+    128: ((128, 64, 8, 3), (128, 64, 8, 6), (128, 64, 4, 3), (256, 64, 8, 4), (64, 64, 4, 4)),
 }
 """Settings by rows, rounded up."""
-GATED: dict[int, tuple[Settings, ...]] = {
-    16: (
-        (64, 64, 4, 6, False),
-        (64, 128, 4, 3, False),
-        (64, 128, 4, 3, True),
-        (64, 128, 8, 6, False),
-        (64, 128, 8, 6, True),
-        (128, 64, 8, 3, False),
-        (128, 64, 8, 6, False),
-    ),
-    32: (
-        (64, 128, 4, 3, False),
-        (64, 128, 4, 3, True),
-        (64, 128, 8, 5, False),
-        (128, 64, 8, 3, False),
-        (64, 64, 4, 5, False),
-    ),
-    64: (
-        (64, 64, 4, 4, False),
-        (64, 128, 8, 4, False),
-        (128, 64, 8, 5, False),
-        (128, 64, 8, 5, True),
-        (64, 64, 8, 4, True),
-    ),
-    128: (
-        (64, 64, 8, 6, False),
-        (128, 64, 8, 4, False),
-        (128, 64, 8, 4, True),
-        (64, 64, 4, 3, True),
-    ),
-    256: ((64, 64, 8, 4, True),),
-}
-SHARES = (None, 1, 2, 3, 4)
-"""Programs per multiprocessor."""
 
 
 @dataclass(frozen=True)
@@ -174,16 +124,15 @@ def block_t(num_rows: int) -> int:
     return max(16, next_power_of_two(num_rows))
 
 
-def config_of(settings: Settings, share: int | None, pdl: bool = False) -> LinearConfig:
-    block_n, block_k, num_warps, num_stages, tma = settings
+def config_of(settings: Settings, splits: int) -> LinearConfig:
+    block_n, block_k, num_warps, num_stages = settings
     return LinearConfig(
         block_n=block_n,
         block_k=block_k,
         num_warps=num_warps,
         num_stages=num_stages,
-        per_multiprocessor=share,
-        tma=tma,
-        pdl=pdl,
+        splits=splits,
+        pdl=False,
     )
 
 
@@ -193,33 +142,38 @@ def ours(layer: Layer, config: LinearConfig, x: Any, weight: Any, bias: Any) -> 
     return skinny_linear(x, weight, bias, config)
 
 
+def without_bias(layer: Layer, config: LinearConfig, x: Any, weight: Any, _: Any) -> torch.Tensor:
+    return ours(layer, config, x, weight, None)
+
+
 def multiplied_halves(y: torch.Tensor) -> torch.Tensor:
     gate, up = y.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
-Job = tuple[bool, bool, int, Settings, bool]  # gated, has a bias, rows, settings, pdl
+Job = tuple[bool, bool, int, LinearConfig]  # gated, has a bias, rows, settings
 
 
 def compile_one(job: Job) -> tuple[Job, str | None]:
     """Compile one kernel by running it; Triton's cache on disk has it afterwards."""
-    gated, has_bias, num_rows, settings, pdl = job
+    gated, has_bias, num_rows, config = job
     try:
-        layer = Layer("", settings[0], 2 * settings[1], has_bias, gated)
+        layer = Layer("", config.block_n, 2 * config.block_k, has_bias, gated)
         x = torch.zeros(num_rows, layer.inputs, device="cuda", dtype=torch.bfloat16)
         weight = x.new_zeros(layer.weight_rows, layer.inputs)
         bias = x.new_zeros(layer.weight_rows) if has_bias else None
-        ours(layer, config_of(settings, 1, pdl), x, weight, bias)
+        ours(layer, config, x, weight, bias)
         torch.cuda.synchronize()
     except Exception as error:
         return job, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     return job, None
 
 
-def compile_all(jobs: list[Job], num_workers: int, seconds: float) -> dict[Job, str | None]:
+def compile_all(jobs: list[Job], seconds: float) -> dict[Job, str | None]:
     """Compile in parallel processes; what is not done in time is left to the sweep."""
     results: dict[Job, str | None] = {}
     deadline = time.monotonic() + seconds
+    num_workers = min(14, os.cpu_count() or 1)
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         done = pool.imap_unordered(compile_one, jobs)
         try:
@@ -299,11 +253,15 @@ class Case:
         return float((got - exact).abs().max() / exact.abs().max())
 
 
-def candidates(layer: Layer, num_rows: int) -> Iterator[LinearConfig]:
-    table = (GATED if layer.gated else PLAIN)[block_t(num_rows)]
-    for settings in table:
-        for share in SHARES:
-            yield config_of(settings, share)
+def candidates(layer: Layer, num_rows: int) -> list[LinearConfig]:
+    """Return all settings, with numbers of pieces that make one to four programs each."""
+    found = []
+    for settings in SETTINGS[block_t(num_rows)]:
+        num_tiles = -(-layer.weight_rows // settings[0])
+        most = min(MAX_SPLITS, max(1, layer.inputs // settings[1] // 4))
+        splits = {min(most, max(1, round(n / num_tiles))) for n in (num_tiles, *NUM_PROGRAMS)}
+        found += [config_of(settings, s) for s in sorted(splits)]
+    return found
 
 
 def sweep(plan: Plan, problems: dict[Job, str | None], deadline: float) -> list[dict[str, Any]]:
@@ -312,7 +270,7 @@ def sweep(plan: Plan, problems: dict[Job, str | None], deadline: float) -> list[
     combined = multiplied_halves
     if ON_CUDA:
         combined = torch.compile(multiplied_halves, dynamic=True)
-    columns = ("model", "layer", "rows", "floor_us", "library_us", "best_us", "pdl_us")
+    columns = ("model", "layer", "rows", "floor_us", "library_us", "best_us")
     columns += ("gain", "error")
     for model, layers in plan.models.items():
         for layer in layers:
@@ -320,7 +278,7 @@ def sweep(plan: Plan, problems: dict[Job, str | None], deadline: float) -> list[
             floor = layer.num_bytes / BANDWIDTH
             print(
                 "".join(f"{name:>13s}" for name in columns),
-                " settings (N K warps stages share tma)",
+                " settings (N K warps stages splits)",
             )
             for num_rows in plan.num_rows:
                 if time.monotonic() > deadline:
@@ -341,18 +299,11 @@ def sweep(plan: Plan, problems: dict[Job, str | None], deadline: float) -> list[
                 }
                 timed: list[tuple[float, LinearConfig]] = []
                 for config in candidates(layer, num_rows):
-                    settings = (
-                        config.block_n,
-                        config.block_k,
-                        config.num_warps,
-                        config.num_stages,
-                        config.tma,
-                    )
-                    job = (layer.gated, layer.bias, block_t(num_rows), settings, False)
+                    job = (layer.gated, False, block_t(num_rows), config)
                     if problems.get(job) or time.monotonic() > deadline + 15:
                         continue
                     try:
-                        seconds = case.seconds(partial(ours, layer, config), x)
+                        seconds = case.seconds(partial(without_bias, layer, config), x)
                         timed.append((seconds, config))
                     except Exception as error:
                         print(f"skipped {config}: {error!r}"[:200])
@@ -365,36 +316,36 @@ def sweep(plan: Plan, problems: dict[Job, str | None], deadline: float) -> list[
                 if not right:
                     continue
                 error, (seconds, config) = errors[right[0]], timed[right[0]]
-                row["pdl_us"] = None
-                if block_t(num_rows) in map(block_t, plan.chain_rows):
-                    try:
-                        with_pdl = partial(ours, layer, replace(config, pdl=True))
-                        row["pdl_us"] = round(case.seconds(with_pdl, x) * 1e6, 2)
-                    except Exception as failure:
-                        print(f"pdl failed: {failure!r}"[:200])
                 row |= {
                     "best_us": round(seconds * 1e6, 2),
                     "gain": round(row["library_us"] / seconds / 1e6, 3),
                     "error": round(error, 5),
                     "config": asdict(config),
                     "others": [
-                        [round(s * 1e6, 2), *list(asdict(c).values())[:6]] for s, c in timed[:8]
+                        [round(s * 1e6, 2), *list(asdict(c).values())[:5]] for s, c in timed[:8]
                     ],
                 }
                 print("".join(f"{row[name]!s:>13s}" for name in columns), " ", end="")
-                print(*list(row["config"].values())[:6], "| next", *row["others"][1:4], flush=True)
+                print(*list(row["config"].values())[:5], "| next", *row["others"][1:4], flush=True)
             del case
             if ON_CUDA:
                 torch.cuda.empty_cache()
     return rows
 
 
-def best_configs(rows: list[dict[str, Any]], model: str, num_rows: int) -> dict[str, LinearConfig]:
+def best_configs(
+    rows: list[dict[str, Any]], model: str, num_rows: int
+) -> dict[str, LinearConfig | None]:
+    """Return the settings of each layer, None where the library is faster."""
     return {
-        row["layer"]: LinearConfig(**row["config"])
+        row["layer"]: LinearConfig(**row["config"]) if row["gain"] > 1 else None
         for row in rows
         if row["model"] == model and row["rows"] == num_rows and "config" in row
     }
+
+
+def dependent(config: LinearConfig | None, prefetched: int) -> LinearConfig | None:
+    return config and replace(config, pdl=True, prefetched=prefetched)
 
 
 def rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> Any:
@@ -424,16 +375,17 @@ class Chain:
         self,
         start: torch.Tensor,
         small: tuple[Callable[..., Any], Callable[..., Any]],
-        configs: dict[str, LinearConfig] | None,
+        configs: dict[str, LinearConfig | None],
     ) -> torch.Tensor:
-        """Forward, with our kernels if there are settings for them."""
+        """Forward, with our kernels where there are settings for them."""
         norm, act = small
         x, residual = start, torch.zeros_like(start)
 
         def matmul(name: str, layer: int, x: torch.Tensor) -> torch.Tensor:
             weight, bias = self.weights[name][layer], self.bias if name == "qkv" else None
-            if configs:
-                return ours(self.layers[name], configs[name], x, weight, bias)
+            config = configs.get(name)
+            if config:
+                return ours(self.layers[name], config, x, weight, bias)
             y = F.linear(x, weight, bias)
             return act(y) if self.layers[name].gated else y
 
@@ -471,8 +423,10 @@ def time_chain(plan: Plan, rows: list[dict[str, Any]], deadline: float) -> list[
                 row = results.setdefault((model, num_rows), {"model": model, "rows": num_rows})
                 torch.manual_seed(num_rows)
                 start = torch.randn(num_rows, chain.hidden, device=DEVICE, dtype=DTYPE)
-                with_pdl = {name: replace(config, pdl=True) for name, config in best.items()}
-                variants: dict[str, Any] = {"library": None, "ours": best, "ours+pdl": with_pdl}
+                variants: dict[str, Any] = {"library": {}, "ours": best} | {
+                    f"ours+pdl{amount}": {n: dependent(c, amount) for n, c in best.items()}
+                    for amount in PREFETCHED
+                }
                 for label, configs in variants.items():
                     if time.monotonic() > deadline:
                         print("out of time: the rest of the chain is left out")
@@ -487,6 +441,7 @@ def time_chain(plan: Plan, rows: list[dict[str, Any]], deadline: float) -> list[
                         error = (result - expected[num_rows]).norm() / expected[num_rows].norm()
                         row[f"difference:{label}"] = round(float(error), 5)
                     except Exception:
+                        row.setdefault(label, None)
                         print(f"chain {label} failed:\n{traceback.format_exc(limit=3)[-600:]}")
                 print(f"chain, ms a layer: {row}", flush=True)
         del chain
@@ -500,7 +455,7 @@ class Plan:
     """Which sizes are measured."""
 
     models: dict[str, tuple[Layer, ...]]
-    num_rows: tuple[int, ...] = (1, 32, 128, 8, 64, 256)
+    num_rows: tuple[int, ...] = (1, 32, 128, 64)
     chain_rows: tuple[int, ...] = (1, 32, 128)
     tolerance: float = TOLERANCE
 
@@ -539,22 +494,32 @@ def main(arguments: list[str] | None = None) -> None:
     begin = time.monotonic()
     torch.manual_seed(options.seed)
     problems: dict[Job, str | None] = {}
+    jobs = {
+        (layer.gated, False, block_t(num_rows), config)
+        for layers in plan.models.values()
+        for layer in layers
+        for num_rows in plan.num_rows
+        for config in candidates(layer, num_rows)
+    }
     if ON_CUDA:
-        jobs = [
-            (gated, bias, rows, settings, pdl)
-            for pdl in (False, True)
-            for gated, table in ((False, PLAIN), (True, GATED))
-            for rows, all_settings in table.items()
-            if not pdl or rows in map(block_t, plan.chain_rows)
-            for settings in all_settings
-            for bias in ((False,) if gated else (False, True))
-        ]
-        workers = min(12, os.cpu_count() or 1)
-        problems = compile_all(jobs, workers, seconds=0.4 * options.seconds)
+        problems = compile_all(list(jobs), 0.5 * options.seconds)
         print(f"{len(problems)} of {len(jobs)} kernels in {time.monotonic() - begin:.0f} s")
-    rows = sweep(plan, problems, begin + 0.85 * options.seconds)
+    gc.freeze()  # Capturing a graph collects garbage each time.
+    rows = sweep(plan, problems, begin + options.seconds)
     print(f"swept in {time.monotonic() - begin:.0f} s")
-    chains = time_chain(plan, rows, begin + 1.4 * options.seconds)
+    jobs = {
+        (layer.gated, layer.bias, block_t(num_rows), with_pdl)
+        for model, layers in plan.models.items()
+        for layer in layers
+        for num_rows in plan.chain_rows
+        for config in [best_configs(rows, model, num_rows).get(layer.name)]
+        for with_pdl in [config, *(dependent(config, amount) for amount in PREFETCHED)]
+        if with_pdl and layer.name != "lm_head"
+    }
+    if ON_CUDA:
+        compile_all(list(jobs), 30)
+    chains = time_chain(plan, rows, begin + 1.6 * options.seconds)
+    gc.unfreeze()
     result = report(rows, chains, options.seed)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

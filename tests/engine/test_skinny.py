@@ -14,7 +14,7 @@ from lightthinker.engine.skinny import dependent_launch, is_half_on_cuda, use_sk
 from lightthinker.testing.models import tiny_model
 
 IDS = torch.arange(10, 30)[None]
-ALWAYS = LinearConfig(block_n=64, block_k=32, per_multiprocessor=2)
+ALWAYS = LinearConfig(block_n=64, block_k=32, splits=2)
 
 GATES = {
     "qwen2": "silu",

@@ -22,11 +22,10 @@ pytestmark = pytest.mark.gpu
 DTYPES = [torch.float16, torch.bfloat16]
 ROWS = [1, 2, 8, 16, 17, 32, 64, 100, 128, 256]
 CONFIGS = [
-    LinearConfig(per_multiprocessor=None),
-    LinearConfig(per_multiprocessor=1),
-    LinearConfig(per_multiprocessor=3, block_n=128, block_k=64),
-    LinearConfig(block_k=64, num_warps=8, num_stages=3),
-    LinearConfig(block_k=64, num_stages=3, tma=True),
+    LinearConfig(),
+    LinearConfig(splits=5, prefetched=128),
+    LinearConfig(block_n=128, block_k=64, num_stages=3, splits=2),
+    LinearConfig(block_k=64, num_warps=8, num_stages=3, splits=16),
 ]
 
 
@@ -67,7 +66,7 @@ def test_linear(num_rows, config, dtype):
     from lightthinker.attention.triton.linear import _counters, skinny_linear
 
     if num_rows > 128 and config.block_n * config.block_k > 4096 and config.num_warps < 8:
-        config = replace(config, block_k=32, num_warps=8)  # More than fits shared memory.
+        config = replace(config, block_k=32, num_warps=8)  # The other needs too much memory.
     for num_outputs, num_inputs, bias in ((4608, 3584, True), (1000, 1040, False), (70, 96, True)):
         tensors = case(num_rows, num_outputs, num_inputs, dtype, bias)
         got = skinny_linear(*tensors, config)
@@ -82,7 +81,7 @@ def test_linear(num_rows, config, dtype):
 def test_gated(num_rows, dtype, activation):
     from lightthinker.attention.triton.linear import gated_linear, gated_product
 
-    config = LinearConfig(block_k=64, num_warps=8, num_stages=3)
+    config = LinearConfig(block_k=64, num_warps=8, num_stages=3, splits=2)
     for half, num_inputs, bias in ((8960, 1536, False), (500, 1040, True)):
         x, weight, b = case(num_rows, 2 * half, num_inputs, dtype, bias)
         exact = product_of_halves(exact_linear(x, weight, b), activation)
@@ -93,10 +92,10 @@ def test_gated(num_rows, dtype, activation):
 
 @pytest.mark.parametrize("pdl", [False, True])
 def test_a_chain_replays_what_it_computes_eagerly(pdl):
-    """Each reads what the one before wrote, in one graph; were a wait missing, it would be stale."""
+    """Each reads what the one before wrote, in one graph: without a wait it would be stale."""
     from lightthinker.attention.triton.linear import gated_linear, skinny_linear
 
-    config = LinearConfig(block_k=64, num_stages=3, pdl=pdl)
+    config = LinearConfig(block_k=64, num_stages=3, splits=3, pdl=pdl, prefetched=128)
     layers = [
         (
             torch.randn(2 * 2048, 1024, device="cuda", dtype=torch.bfloat16) / 32,

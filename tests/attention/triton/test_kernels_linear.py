@@ -49,7 +49,7 @@ def poisoned_pieces(monkeypatch):
 
 
 def config(**changes):
-    return LinearConfig(**{"block_n": 64, "block_k": 32, "per_multiprocessor": 2, **changes})
+    return LinearConfig(**{"block_n": 64, "block_k": 32, "splits": 2, **changes})
 
 
 def relative_error(got, exact):
@@ -91,21 +91,17 @@ def test_gate(num_rows, half, num_inputs, activation, bias):
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("num_inputs", [32, 9 * 32])
-def test_any_share_gives_the_result_and_leaves_the_counters_at_zero(gated, num_inputs, monkeypatch):
-    """From a program for many tiles to many programs for a tile, all in one order of adding."""
+def test_any_number_of_pieces_gives_the_result_and_leaves_the_counters_at_zero(gated, num_inputs):
+    """From one piece to more than there are steps: some are empty."""
     x, weight = among_nans(2, num_inputs), among_nans(3 * 64 * 2, num_inputs, seed=1)
     y = x.double() @ weight.double().T
     exact = F.silu(y[:, :192]) * y[:, 192:] if gated else y
-    num_tiles = 3 if gated else 6
-    for num_programs in (1, 2, 3, 4, 5, 7, 16, 54):
-        monkeypatch.setattr(linear_module, "num_multiprocessors", lambda _, n=num_programs: n)
-        shared = config(per_multiprocessor=1)
-        size = shared.programs(64 * num_tiles, num_inputs, num_programs)
-        assert size == min(num_programs, num_tiles * num_inputs // 32)
+    for splits in (1, 2, 3, 4, 9, 16):
+        cut = config(splits=splits)
         got = [
-            gated_linear(x, weight, None, "silu", shared)
+            gated_linear(x, weight, None, "silu", cut)
             if gated
-            else skinny_linear(x, weight, None, shared)
+            else skinny_linear(x, weight, None, cut)
             for _ in range(2)
         ]
         assert relative_error(got[0], exact) < 1e-6
@@ -116,8 +112,7 @@ def test_any_share_gives_the_result_and_leaves_the_counters_at_zero(gated, num_i
 def test_pieces_are_added_in_their_order_whoever_is_last(monkeypatch):
     """The interpreter runs the last program last; here it runs the first one last, too."""
     x, weight = among_nans(1, 6 * 32), among_nans(64, 6 * 32, seed=1)
-    monkeypatch.setattr(linear_module, "num_multiprocessors", lambda _: 3)
-    expected = skinny_linear(x, weight, None, config(per_multiprocessor=1))
+    expected = skinny_linear(x, weight, None, config(splits=3))
     builder = interpreter.interpreter_builder
     set_grid_idx, order = builder.set_grid_idx, []
 
@@ -126,16 +121,8 @@ def test_pieces_are_added_in_their_order_whoever_is_last(monkeypatch):
         set_grid_idx(2 - x, y, z)
 
     monkeypatch.setattr(builder, "set_grid_idx", reversed_grid_idx)
-    assert torch.equal(skinny_linear(x, weight, None, config(per_multiprocessor=1)), expected)
+    assert torch.equal(skinny_linear(x, weight, None, config(splits=3)), expected)
     assert order == [2, 1, 0]
-
-
-def test_a_program_for_each_tile_needs_no_pieces():
-    x, weight = among_nans(2, 64), among_nans(200, 64, seed=1)
-    each = config(per_multiprocessor=None)
-    assert each.programs(200, 64, 132) == 4
-    exact = x.double() @ weight.double().T
-    assert relative_error(skinny_linear(x, weight, None, each), exact) < 1e-6
 
 
 def test_no_rows():

@@ -1,13 +1,13 @@
 """Matmuls of a decode step: few rows, so that reading the weights is all that takes time.
 
-A tile is `BLOCK_N` outputs of all rows, a step `BLOCK_K` inputs of a tile. All steps of all tiles,
-in order, are cut into one equal run for each program (stream-K, Osama et al. 2023), which gives
-every multiprocessor the same number of bytes to read whatever the shape. A tile that is cut has
-pieces: each program writes its own, and the one that arrives last adds them in their order, so the
-result does not depend on who was last. The tile's counter is zero again afterwards, for the next
-launch or replay of a CUDA graph.
+A program computes one tile: `BLOCK_N` rows of the weight with all rows of the step, the weight as
+the left operand, since Hopper's tensor cores want 64 rows there and take any number on the right.
+Tiles are small, so that the GPU's scheduler keeps all multiprocessors reading until the end. Where
+there are too few, each is cut along K into pieces: the program of a tile that arrives last adds
+them in their order, so the result does not depend on who was last, and sets the tile's counter to
+zero for the next launch or replay of a CUDA graph.
 
-With a gate, a program computes both halves of a tile, and `act(gate) * up` of it. Sums are float32;
+With a gate, a tile is half gate and half up, and the result `act(gate) * up`. Sums are float32;
 results are rounded where torch rounds them: after each matmul with its bias, after the activation,
 after the product.
 
@@ -26,18 +26,16 @@ from functools import cache
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lightthinker.attention.triton.launch import (
     next_power_of_two,
-    num_multiprocessors,
     pdl_options,
     pdl_supported,
 )
 from lightthinker.attention.triton.linear_launch import MAX_TILES, LinearConfig
 
-PREFETCHED = 512
-"""Inputs of each of a program's first weight rows that are asked for before `gdc_wait`."""
+FIRST_WAVE = tl.constexpr(256)
+"""Programs that may start before the kernel ahead has ended."""
 
 PRODUCT_BLOCK = 1024
 
@@ -74,7 +72,6 @@ def _activate(x, ACTIVATION: tl.constexpr):
 def _linear_kernel(
     x,
     weight,
-    weight_blocks,
     bias,
     out,
     pieces,
@@ -87,122 +84,78 @@ def _linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
+    SPLITS: tl.constexpr,
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    TMA: tl.constexpr,
     PDL: tl.constexpr,
     PREFETCHED: tl.constexpr,
 ):
-    HALVES: tl.constexpr = 2 if GATED else 1
-    PIECE: tl.constexpr = BLOCK_N * BLOCK_T
-    program = tl.program_id(0)
-    num_programs = tl.num_programs(0)
+    tile = tl.program_id(0) // SPLITS
+    split = tl.program_id(0) % SPLITS
     num_steps = tl.cdiv(K, BLOCK_K)
-    total = tl.cdiv(N, BLOCK_N) * num_steps
-    own_begin = program * total // num_programs
-    end = (program + 1) * total // num_programs
+    first = split * num_steps // SPLITS
+    last = (split + 1) * num_steps // SPLITS
 
     n = tl.arange(0, BLOCK_N)
     t = tl.arange(0, BLOCK_T)
     k = tl.arange(0, BLOCK_K)
-    dtype = out.dtype.element_ty
+    # Beyond the last output that one is computed again: loads need no mask, and no one stores it.
+    if GATED:
+        HALF: tl.constexpr = BLOCK_N // 2
+        output = tile * HALF + tl.arange(0, HALF)
+        row = tl.minimum(tile * HALF + n % HALF, N - 1) + n // HALF * N
+    else:
+        output = tile * BLOCK_N + n
+        row = tl.minimum(output, N - 1)
+    weight_rows = weight + row.to(tl.int64) * weight_stride
     if PDL:
-        row = tl.minimum(own_begin // num_steps * BLOCK_N + n, N - 1).to(tl.int64)
-        start = own_begin % num_steps * BLOCK_K
-        _prefetch(weight + row * weight_stride, start, K, PREFETCHED)
-        if GATED:
-            _prefetch(weight + (row + N) * weight_stride, start, K, PREFETCHED)
+        if PREFETCHED > 0:  # noqa: SIM102
+            if tl.program_id(0) < FIRST_WAVE:
+                _prefetch(weight_rows, first * BLOCK_K, K, PREFETCHED)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
-    begin = own_begin
-    while begin < end:
-        tile = begin // num_steps
-        first = begin % num_steps
-        last = tl.minimum(num_steps, first + end - begin)
-        output = tile * BLOCK_N + n
-        # Beyond the last row that one is read again: loads need no mask, and no one stores it.
-        row = tl.minimum(output, N - 1).to(tl.int64)
-        weight_rows = weight + row[:, None] * weight_stride
-        up_rows = weight_rows + N.to(tl.int64) * weight_stride
-        x_rows = x + t[:, None] * K
-        acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-        acc_up = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-        for step in range(first, last):
-            column = step * BLOCK_K + k
-            if TMA:
-                inside = (column < K)[None, :]
-                a = tl.load(x_rows + column[None, :], mask=(t < T)[:, None] & inside, other=0.0)
-                w = weight_blocks.load([tile * BLOCK_N, step * BLOCK_K])
-            elif EVEN_K:
-                a = tl.load(x_rows + column[None, :], mask=(t < T)[:, None], other=0.0)
-                w = tl.load(weight_rows + column[None, :], eviction_policy="evict_first")
-            else:
-                inside = (column < K)[None, :]
-                a = tl.load(x_rows + column[None, :], mask=(t < T)[:, None] & inside, other=0.0)
-                w = tl.load(
-                    weight_rows + column[None, :],
-                    mask=inside,
-                    other=0.0,
-                    eviction_policy="evict_first",
-                )
-            acc = tl.dot(w, tl.trans(a), acc, input_precision="ieee")
-            if GATED:
-                if TMA:
-                    w_up = weight_blocks.load([N + tile * BLOCK_N, step * BLOCK_K])
-                elif EVEN_K:
-                    w_up = tl.load(up_rows + column[None, :], eviction_policy="evict_first")
-                else:
-                    w_up = tl.load(
-                        up_rows + column[None, :],
-                        mask=(column < K)[None, :],
-                        other=0.0,
-                        eviction_policy="evict_first",
-                    )
-                acc_up = tl.dot(w_up, tl.trans(a), acc_up, input_precision="ieee")
+    x_rows = x + t[:, None] * K
+    acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+    for step in range(first, last):
+        column = step * BLOCK_K + k
+        if EVEN_K:
+            a = tl.load(x_rows + column[None, :], mask=(t < T)[:, None], other=0.0)
+            w = tl.load(weight_rows[:, None] + column[None, :])
+        else:
+            inside = (column < K)[None, :]
+            a = tl.load(x_rows + column[None, :], mask=(t < T)[:, None] & inside, other=0.0)
+            w = tl.load(weight_rows[:, None] + column[None, :], mask=inside, other=0.0)
+        acc = tl.dot(w, tl.trans(a), acc, input_precision="ieee")
 
-        is_last = True
-        if last - first < num_steps:
-            # The programs that hold the tile's first and last step.
-            first_program = ((tile * num_steps + 1) * num_programs - 1) // total
-            last_program = ((tile + 1) * num_steps * num_programs - 1) // total
-            place = n[:, None] * BLOCK_T + t[None, :]
-            # A program has two pieces at most, of its first and of its last tile.
-            slot = 2 * program + (begin > own_begin).to(tl.int32)
-            piece = pieces + slot.to(tl.int64) * (HALVES * PIECE) + place
-            tl.store(piece, acc)
-            if GATED:
-                tl.store(piece + PIECE, acc_up)
-            tl.debug_barrier()  # All threads' pieces are written before one of them says so.
-            arrived = tl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
-            is_last = arrived == last_program - first_program
-            if is_last:
-                acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-                acc_up = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
-                for other in range(first_program, last_program + 1):
-                    is_second = (other * total // num_programs) // num_steps < tile
-                    slot = 2 * other + is_second.to(tl.int32)
-                    piece = pieces + slot.to(tl.int64) * (HALVES * PIECE) + place
-                    acc += tl.load(piece, cache_modifier=".cg")
-                    if GATED:
-                        acc_up += tl.load(piece + PIECE, cache_modifier=".cg")
-                tl.store(counters + tile, 0)
-
+    is_last = True
+    if SPLITS > 1:
+        real = (t < T)[None, :] & (n < BLOCK_N)[:, None]
+        piece = pieces + (tile * SPLITS * T + t[None, :]).to(tl.int64) * BLOCK_N + n[:, None]
+        tl.store(piece + split * T * BLOCK_N, acc, mask=real)
+        tl.debug_barrier()  # All threads' pieces are written before one of them says so.
+        arrived = tl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
+        is_last = arrived == SPLITS - 1
         if is_last:
-            if HAS_BIAS:
-                acc += tl.load(bias + row).to(tl.float32)[:, None]
-            if GATED:
-                if HAS_BIAS:
-                    acc_up += tl.load(bias + N + row).to(tl.float32)[:, None]
-                gate = acc.to(dtype).to(tl.float32)
-                activated = _activate(gate, ACTIVATION).to(dtype).to(tl.float32)
-                result = (activated * acc_up.to(dtype).to(tl.float32)).to(dtype)
-            else:
-                result = acc.to(dtype)
-            target = out + t[None, :].to(tl.int64) * N + output[:, None]
-            tl.store(target, result, mask=(output < N)[:, None] & (t < T)[None, :])
-        begin += last - first
+            acc = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+            for other in tl.static_range(SPLITS):
+                acc += tl.load(
+                    piece + other * T * BLOCK_N, mask=real, other=0.0, cache_modifier=".cg"
+                )
+            tl.store(counters + tile, 0)
+
+    if is_last:
+        dtype = out.dtype.element_ty
+        if HAS_BIAS:
+            acc += tl.load(bias + row).to(tl.float32)[:, None]
+        result = acc.to(dtype)
+        if GATED:
+            gate, up = tl.split(tl.permute(tl.reshape(result, [2, HALF, BLOCK_T]), [1, 2, 0]))
+            activated = _activate(gate.to(tl.float32), ACTIVATION).to(dtype)
+            result = (activated.to(tl.float32) * up.to(tl.float32)).to(dtype)
+        target = out + t[None, :].to(tl.int64) * N + output[:, None]
+        tl.store(target, result, mask=(output < N)[:, None] & (t < T)[None, :])
 
 
 @triton.jit
@@ -286,7 +239,7 @@ def gated_linear(
         weight_NK: The gate's rows, then as many of the other projection's.
         bias_N: Likewise, or None.
         activation: One of `ACTIVATIONS`: torch's silu, and gelu with and without tanh.
-        config: How to launch; outputs are counted after the gate.
+        config: How to launch.
     """
     assert activation in ACTIVATIONS, activation
     return _launch(x_TK, weight_NK, bias_N, config, activation=activation)
@@ -301,32 +254,22 @@ def _launch(
     activation: str | None,
 ) -> torch.Tensor:
     num_rows, num_inputs = x_TK.shape
-    halves = 1 if activation is None else 2
-    num_outputs = weight_NK.shape[0] // halves
+    gated = activation is not None
+    num_outputs = weight_NK.shape[0] // (2 if gated else 1)
     device = x_TK.device
     assert x_TK.is_contiguous()
     assert weight_NK.stride(1) == 1
     out = x_TK.new_empty(num_rows, num_outputs)
     if not num_rows:
         return out
-    block_t = max(16, next_power_of_two(num_rows))
-    num_tiles = -(-num_outputs // config.block_n)
-    num_programs = config.programs(num_outputs, num_inputs, num_multiprocessors(device))
-    num_steps = -(-num_inputs // config.block_k)
+    num_tiles = triton.cdiv(num_outputs * (2 if gated else 1), config.block_n)
     assert num_tiles <= MAX_TILES
-    assert num_tiles * num_steps * (num_programs + 1) < 2**31
-    pieces = torch.empty(
-        2 * num_programs * halves * config.block_n * block_t if num_programs != num_tiles else 0,
-        dtype=torch.float32,
-        device=device,
-    )
+    num_pieces = num_tiles * config.splits if config.splits > 1 else 0
+    pieces = torch.empty(num_pieces * num_rows * config.block_n, dtype=torch.float32, device=device)
     pdl = config.pdl and pdl_supported(device)
-    _linear_kernel[(num_programs,)](
+    _linear_kernel[(num_tiles * config.splits,)](
         x_TK,
         weight_NK,
-        TensorDescriptor.from_tensor(weight_NK, [config.block_n, config.block_k])
-        if config.tma
-        else None,
         bias_N,
         out,
         pieces,
@@ -335,16 +278,16 @@ def _launch(
         num_outputs,
         num_inputs,
         weight_NK.stride(0),
-        BLOCK_T=block_t,
+        BLOCK_T=max(16, next_power_of_two(num_rows)),
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         EVEN_K=num_inputs % config.block_k == 0,
-        GATED=activation is not None,
+        SPLITS=config.splits,
+        GATED=gated,
         HAS_BIAS=bias_N is not None,
         ACTIVATION=activation,
-        TMA=config.tma,
         PDL=pdl,
-        PREFETCHED=PREFETCHED,
+        PREFETCHED=config.prefetched,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **pdl_options(pdl),

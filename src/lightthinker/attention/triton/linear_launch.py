@@ -1,9 +1,6 @@
 """Static launch settings of the decode step's matmuls, and where they beat the library's.
 
-A step of few rows waits for weights, so what counts is that every multiprocessor reads its share of
-them without a break. The work is cut into equal runs of (tile, step along K), one for each program
-(`LinearConfig.programs`), whatever the shape is. Knows sizes only, no tensors;
-`benchmarks/bench_linear.py` sweeps the table.
+Knows sizes only, no tensors; `benchmarks/bench_linear.py` sweeps the table.
 """
 
 from __future__ import annotations
@@ -28,33 +25,23 @@ class LinearConfig:
     """How one matmul is launched.
 
     Attributes:
-        block_n: Outputs per tile, at least 64 (a warp group's tensor cores); with a gate, outputs
-            of either half.
+        block_n: Weight rows per tile, at least 64 (a warp group's tensor cores); with a gate, half
+            of them belong to it.
         block_k: Inputs per step of the inner loop.
         num_warps: Warps per program, a multiple of 4.
         num_stages: Depth of the software pipeline.
-        per_multiprocessor: Programs per multiprocessor that share the work equally, some tiles in
-            pieces; None for a program per tile.
-        tma: Weights are copied in blocks by the tensor memory accelerator.
-        pdl: Programmatic dependent launch: the kernel is started, and prefetches weights, while the
-            one before it ends.
+        splits: Pieces of each tile along K.
+        pdl: Programmatic dependent launch: the kernel starts while the one before it ends.
+        prefetched: Inputs of a tile's weight rows that are asked for before that end.
     """
 
     block_n: int = 64
     block_k: int = 128
     num_warps: int = 4
     num_stages: int = 4
-    per_multiprocessor: int | None = 2
-    tma: bool = False
+    splits: int = 1
     pdl: bool = True
-
-    def programs(self, num_outputs: int, num_inputs: int, num_multiprocessors: int) -> int:
-        """Return the size of the grid."""
-        num_tiles = -(-num_outputs // self.block_n)
-        if self.per_multiprocessor is None:
-            return num_tiles
-        num_steps = -(-num_inputs // self.block_k)
-        return min(self.per_multiprocessor * num_multiprocessors, num_tiles * num_steps)
+    prefetched: int = 0
 
 
 def linear_config(
