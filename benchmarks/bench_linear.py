@@ -460,7 +460,7 @@ class Plan:
     tolerance: float = TOLERANCE
 
 
-SMOKE = Plan(TINY, (1, 20), (1, 20))
+SMOKE = Plan(TINY, (20,), (20,))
 
 
 def report(rows: Any, chains: Any, seed: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ loads and stores. The last line is JSON.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -22,7 +23,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lightthinker.attention.rows_metadata import TILE_ROWS
-from lightthinker.attention.triton import rows_attention, sample, store_kv, tiled_attention
+from lightthinker.attention.triton import (
+    linear,
+    rows_attention,
+    sample,
+    store_kv,
+    tiled_attention,
+)
 from lightthinker.attention.triton.launch import rows_config, tile_config
 from lightthinker.kvcache import triton_compact
 
@@ -55,6 +62,9 @@ POINTERS = {
     **dict.fromkeys(("rows", "tiles", "page_table", "cut", "piece_id"), "*i32"),
     **dict.fromkeys(("token_index_pool", "tensors", "moves", "group_start", "tokens"), "*i64"),
     **dict.fromkeys(("partial_out", "partial_log2_sum", "logits", "piece_best"), "*fp32"),
+    **dict.fromkeys(("x", "weight", "bias"), "*bf16"),
+    "pieces": "*fp32",
+    "counters": "*i32",
     "seen": "*u8",
     "valid": "*i1",
 }
@@ -69,7 +79,8 @@ def compile_kernel(kernel: Any, constants: dict[str, Any], warps: int, stages: i
         n: "constexpr" if n in constants else POINTERS.get(n) or SCALARS.get(n, "i32")
         for n in names
     }
-    aligned = [n for n in names if signature[n].startswith("*") or n.split("_stride")[0] != n]
+    multiples = {n for n in names if "_stride" in n} | {"N", "K"}
+    aligned = [n for n in names if signature[n].startswith("*") or n in multiples]
     attributes = {
         (names.index(n),): [["tt.divisibility", 16]] for n in aligned if n not in constants
     }
@@ -136,6 +147,26 @@ def attention_kernels(model: str, shape: Shape) -> Iterator[dict[str, Any]]:
     yield report(f"store_kv {model}", compiled)
 
 
+def linear_kernels() -> Iterator[dict[str, Any]]:
+    POINTERS["out"] = "*bf16"
+    for num_rows, gated, splits in itertools.product((16, 128), (False, True), (1, 4)):
+        constants = {
+            "BLOCK_T": num_rows,
+            "BLOCK_N": 64,
+            "BLOCK_K": 64,
+            "EVEN_K": True,
+            "SPLITS": splits,
+            "GATED": gated,
+            "HAS_BIAS": not gated,
+            "ACTIVATION": "silu" if gated else None,
+            "PDL": True,
+            "PREFETCHED": 128,
+        }
+        compiled = compile_kernel(linear._linear_kernel, constants, 4, 4)
+        name = "gated linear" if gated else "linear"
+        yield report(f"{name} of {num_rows} rows, {splits} pieces", compiled)
+
+
 def other_kernels() -> Iterator[dict[str, Any]]:
     for word, aligned in ((16, 8), (32, 4), (16, 1)):
         POINTERS["words"] = f"*i{word}"
@@ -165,7 +196,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     results = [r for model, shape in SHAPES.items() for r in attention_kernels(model, shape)]
-    results += other_kernels()
+    results += [*linear_kernels(), *other_kernels()]
     columns = list(results[0])
     print(f"{columns[0]:38s}" + "".join(f"{c:>15s}" for c in columns[1:]))
     for row in results:

@@ -52,6 +52,16 @@ def test_prefill_uses_hopper_tensor_cores(kernels):
         assert kernel["wgmma"] > 0
 
 
+def test_weights_go_from_memory_to_hopper_tensor_cores(kernels):
+    linears = [k for name, k in kernels.items() if "linear of" in name]
+    assert len(linears) == 8
+    for kernel in linears:
+        assert kernel["cp_async_16"] > 0
+        assert kernel["wgmma"] > 0
+        assert kernel["mma"] == 0
+        assert kernel["shared_bytes"] < 227 * 1024 // 2, "two programs fit a multiprocessor"
+
+
 def test_copies_are_wide(kernels):
     compact = kernels["compact 16-bit words, 8 aligned"]
     assert compact["vector_loads"] > 0
