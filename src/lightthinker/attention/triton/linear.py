@@ -217,7 +217,7 @@ def skinny_linear(
     The first call on a device makes its counters, so it must not be captured in a CUDA graph.
 
     Args:
-        x_TK: At most 256 rows, contiguous.
+        x_TK: Few rows, contiguous.
         weight_NK: Of the same dtype; inputs are adjacent.
         bias_N: Likewise, or None.
         config: How to launch.
