@@ -148,6 +148,11 @@ def _product_with_another(m, x):
     return m.down(F.silu(gate) * up.sin())
 
 
+def _product_without_the_gate(m, x):
+    gate, up = m.both(x).chunk(2, dim=-1)
+    return m.down(up * 3) + F.silu(gate).sum()
+
+
 def _squared(m, x):
     gate, up = m.both(x).chunk(2, dim=-1)
     activated = F.silu(gate)
@@ -177,8 +182,9 @@ def _unequal_slices(m, x):
 
 def _input_written_after(m, x):
     x = x.clone()
-    gate, up = m.both(x).chunk(2, dim=-1)
+    y = m.both(x)
     x.add_(1)
+    gate, up = y.chunk(2, dim=-1)
     return m.down(F.silu(gate) * up) + x
 
 
@@ -194,6 +200,7 @@ def _input_written_after(m, x):
         (_activated_used_twice, (2, 0)),
         (_product_with_another, (2, 0)),
         (_squared, (3, 0)),
+        (_product_without_the_gate, (2, 0)),
         (_relu, (2, 0)),
         (_other_dimension, (2, 0)),
         (_whole_used_too, (2, 0)),
@@ -252,7 +259,7 @@ def test_a_tied_head_reads_the_embedding(always):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_cpu_and_float32_are_left_alone(dtype):
+def test_a_cpu_and_float32_are_left_alone(dtype, always):
     module, x = Gate(_chunk).to(dtype), torch.randn(5, 32, dtype=dtype)
     got, traced = compiled(module, x, takes=is_half_on_cuda)
     assert traced.counts == [(0, 0)]
