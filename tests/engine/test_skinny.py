@@ -23,7 +23,6 @@ GATES = {
     "gemma3_text": "gelu_tanh",
     "phi3": "silu",  # One gate_up_proj, in chunks.
     "glm4": "silu",
-    "olmo2": "silu",
     "stablelm": "silu",
     "gpt_neox": None,  # No gate.
 }

@@ -23,9 +23,9 @@ DTYPES = [torch.float16, torch.bfloat16]
 ROWS = [1, 2, 8, 16, 17, 32, 64, 100, 128, 256]
 CONFIGS = [
     LinearConfig(),
-    LinearConfig(splits=5, prefetched=128),
+    LinearConfig(splits=5, pdl=True, prefetched=128),
     LinearConfig(block_n=128, block_k=64, num_stages=3, splits=2),
-    LinearConfig(block_k=64, num_warps=8, num_stages=3, splits=16),
+    LinearConfig(block_k=64, num_warps=8, num_stages=3, splits=16, pdl=True),
 ]
 
 
