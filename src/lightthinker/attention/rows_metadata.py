@@ -202,9 +202,11 @@ class RowsMetadata:
             self._write_decoding(rows[:, :num_first], page_table, decoding)
         self._write_rows(rows[:, num_first:total], page_table, batch, first_line=num_first)
         tile_list, launch = _split_launches(batch.sequences, use_tiles, num_first)
-        launch = [*range(num_first), *launch, *range(used, total)]
+        launch = np.array([*range(num_first), *launch, *range(used, total)], dtype=np.int32)
         self.num_tiles, self.num_launch_rows = len(tile_list), len(launch)
-        rows[RowField.LAUNCH, : len(launch)] = launch
+        # The row that sees most comes first: started last, it would finish alone.
+        num_seen = rows[RowField.UPPER, launch] - rows[RowField.LOWER, launch]
+        rows[RowField.LAUNCH, : len(launch)] = launch[np.argsort(-num_seen, kind="stable")]
         if tile_list:
             tiles[:, : len(tile_list)] = np.array(tile_list, dtype=np.int32).T
         num_lines = num_first + len(batch.sequences)

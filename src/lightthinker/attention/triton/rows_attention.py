@@ -118,6 +118,8 @@ def rows_attention(
         WINDOW=window or 0,
         HAS_SOFTCAP=bool(softcap),
         STORE=store is not None,
+        # The longest rows first, if some must wait for others; else a look-up less counts for more.
+        ORDERED=store is None or num_programs > config.num_programs * multiprocessors,
         COMBINE_G=next_power_of_two(group),
         PDL=pdl,
         num_warps=config.num_warps,

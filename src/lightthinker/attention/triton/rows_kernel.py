@@ -94,6 +94,7 @@ def rows_kernel(
     WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
+    ORDERED: tl.constexpr,
     COMBINE_G: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -106,7 +107,7 @@ def rows_kernel(
     kv_head = row_and_head % NUM_KV_HEADS
     # Loads that need nothing but the row come first and together: a short step is all latency.
     row = (row_and_head // NUM_KV_HEADS).to(tl.int64)
-    if not STORE:
+    if ORDERED:
         row = tl.load(rows + _LAUNCH * rows_stride + row).to(tl.int64)
     field = rows + row
     lower = tl.load(field + _LOWER * rows_stride)
