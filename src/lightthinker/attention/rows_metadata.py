@@ -201,8 +201,8 @@ class RowsMetadata:
         if decoding is not None:
             self._write_decoding(rows[:, :num_first], page_table, decoding)
         self._write_rows(rows[:, num_first:total], page_table, batch, first_line=num_first)
-        tile_list, launch = _split_launches(batch.sequences, use_tiles, num_first)
-        launch = np.array([*range(num_first), *launch, *range(used, total)], dtype=np.int32)
+        tile_list, single = _split_launches(batch.sequences, use_tiles, num_first)
+        launch = np.array([*range(num_first), *single, *range(used, total)], dtype=np.int32)
         self.num_tiles, self.num_launch_rows = len(tile_list), len(launch)
         # The row that sees most comes first: started last, it would finish alone.
         num_seen = rows[RowField.UPPER, launch] - rows[RowField.LOWER, launch]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
-from lightthinker.attention.rows_metadata import RowsCapacity
+from lightthinker.attention.rows_metadata import RowField, RowsCapacity
 from lightthinker.attention.triton.launch import (
     MAX_SPLITS,
     RowsConfig,
@@ -113,6 +113,18 @@ def test_attending_stores_what_storing_stores(window):
     for apart, inside in zip(*stored, strict=True):
         assert torch.equal(apart.nan_to_num(99.0), inside.nan_to_num(99.0))
     assert relative_error(*outs) < 1e-6
+
+
+def test_rows_that_see_most_are_launched_first():
+    case = attention_case([(9, 1), (40, 2), (33, 1)], num_heads=1, num_kv_heads=1, key_dim=16)
+    metadata = TritonBackend(case.pool, RowsCapacity.of(case.batch)).metadata
+    metadata.fill(case.batch, num_rows=4, use_tiles=False)
+    rows = metadata.rows
+    seen = rows[RowField.UPPER] - rows[RowField.LOWER]
+    launched = rows[RowField.LAUNCH, :4].long()
+    assert seen[launched].tolist() == sorted(seen[:4].tolist(), reverse=True)
+    assert sorted(launched.tolist()) == [0, 1, 2, 3]
+    assert launched.tolist() != [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("splits", [1, 3, 32])
