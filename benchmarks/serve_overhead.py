@@ -69,6 +69,7 @@ def parse() -> argparse.Namespace:
     made.add_argument("--max-stream-updates-per-s", type=float, help="by default the server's")
     made.add_argument("--paced-ms", type=float, default=0.0, help="no GPU: a step sleeps so long")
     made.add_argument("--child", help=argparse.SUPPRESS)
+    made.add_argument("--child-format", help=argparse.SUPPRESS)
     options = made.parse_args()
     options.begin = time.monotonic()
     if options.smoke:
@@ -81,10 +82,12 @@ class Child:
     """The process with the engine; asked by a line, answers with a line of JSON."""
 
     def __init__(self, model: str, options: argparse.Namespace, folder: Path):
+        load_format = "dummy" if model in SHAPES else "auto"
         if model in SHAPES:
             model = str(write_folder(model, folder / model))
+        child = ["--child", model, "--child-format", load_format]
         self.process = subprocess.Popen(
-            [sys.executable, __file__, *sys.argv[1:], "--child", model],
+            [sys.executable, __file__, *sys.argv[1:], *child],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 

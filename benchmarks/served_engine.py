@@ -14,7 +14,6 @@ import threading
 import time
 from typing import Any
 
-from harness import SHAPES
 from serve_overhead import requests
 
 
@@ -29,12 +28,11 @@ def run(options: argparse.Namespace) -> None:
     from lightthinker.server.settings import MAX_STREAM_UPDATES_PER_S
 
     begin = time.perf_counter()
-    shape = any(options.child.endswith(name) for name in SHAPES)
     items = requests(options)
     updates = options.max_stream_updates_per_s or MAX_STREAM_UPDATES_PER_S
     llm = open_llm(
         options.child,
-        load_format="dummy" if shape else "auto",
+        load_format=options.child_format,
         max_num_seqs=options.streams,
         num_kv_tokens=options.streams * (options.tokens[1] + 512),
         enforce_eager=options.enforce_eager,
