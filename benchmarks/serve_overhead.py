@@ -87,11 +87,7 @@ class Child:
             model = str(write_folder(model, folder / model))
         child = ["--child", model, "--child-format", load_format]
         self.process = subprocess.Popen(
-<<<<<<< HEAD
-            [sys.executable, __file__, *sys.argv[1:], "--child", model, "--child-format", load_format],
-=======
             [sys.executable, __file__, *sys.argv[1:], *child],
->>>>>>> serve
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
