@@ -132,6 +132,7 @@ BENCHMARKS = {
     },
     "ablations": {"setting", "accuracy", "accuracy_ci95", "peak_tokens", "dep_full"},
 }  # fmt: skip
+BENCHMARKS["serve_overhead_paced"] = BENCHMARKS["serve_overhead"]
 """What a row of each benchmark's results has at least."""
 EVALUATIONS = sorted(set((ROOT / "results").glob("*.json")) - {SERVE_ROBUSTNESS})
 
