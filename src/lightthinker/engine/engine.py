@@ -392,13 +392,13 @@ class LLMEngine:
             self.scheduler.compact(s for s in due if s.status is Status.RUNNING)
 
     def _outputs(self) -> list[RequestOutput]:
-        due = self._reports.due(self._requests, self.scheduler.num_finished)
+        due = self._reports.due(self._requests, num_finished := self.scheduler.num_finished)
         if due and self._boarding is not None:
             self._boarding.lane.write_back(s for request in due for s in request.sequences)
         outputs = [request.output(self.pool.bytes_per_token) for request in due]
-        for output in outputs:
-            if output.finished:
-                self._forget(output.request_id)
+        for output in [o for o in outputs if o.finished]:
+            self._forget(output.request_id)
+        self._reports.told(num_finished)
         return outputs
 
     def _end_overdue(self) -> None:

@@ -28,7 +28,7 @@ class Reports:
         self._streams: dict[str, Request] = {}
         self._allowance = 0.0
         self._then = monotonic()
-        self._num_finished = 0
+        self._num_told = 0
 
     def follow(self, request: Request) -> None:
         """Report a new request as it grows, if it streams."""
@@ -39,6 +39,14 @@ class Reports:
         """Report a request no more."""
         self._streams.pop(request.request_id, None)
 
+    def told(self, num_finished: int) -> None:
+        """Note that what was due has been reported; until then the same is due again.
+
+        Args:
+            num_finished: As `due` was told.
+        """
+        self._num_told = num_finished
+
     def due(self, requests: Mapping[str, Request], num_finished: int) -> list[Request]:
         """Return the requests to report after a step.
 
@@ -47,8 +55,7 @@ class Reports:
             num_finished: Sequences that have finished since the engine was made.
         """
         finished: list[Request] = []
-        if num_finished != self._num_finished:
-            self._num_finished = num_finished
+        if num_finished != self._num_told:
             finished = [r for r in requests.values() if r.finished]
         growing = [r for r in self._streams.values() if not r.finished]
         return finished + (growing if self.max_per_s == inf else self._in_turn(growing))
