@@ -269,22 +269,25 @@ def bench_store(bench: Bench) -> None:
 
 
 def bench_compact(bench: Bench) -> None:
-    """All layers, all sequences of a step; the floor reads and writes each token once."""
+    """All layers (or as many as fit), all sequences; the floor reads, writes each token once."""
     for (model, shape), batch, moves in itertools.product(
         bench.plan.models.items(), bench.plan.batches, bench.plan.moves
     ):
         num_slots = batch * moves * 4
+        layers = min(shape.layers, MAX_POOL_BYTES // (num_slots * shape.token_bytes))
         kv = [
             torch.zeros(num_slots, shape.kv_heads, shape.dim, device=DEVICE, dtype=DTYPE)
-            for _ in range(2 * shape.layers)
+            for _ in range(2 * layers)
         ]
         mover = SlotMover(kv, torch.zeros(num_slots, dtype=torch.long, device=DEVICE))
         target = [i * 4 * moves + j for i in range(batch) for j in range(moves)]
         source = [t + 3 * moves for t in target]
         packed = mover.pack(source, target, [moves] * batch)
         seconds = bench.time([partial(mover.launch, packed)])
-        floor = 2 * len(source) * shape.layers * shape.token_bytes / BANDWIDTH
-        bench.add("compact", seconds, floor=floor, model=model, batch=batch, moves=moves)
+        floor = 2 * len(source) * layers * shape.token_bytes / BANDWIDTH
+        labels = {"model": model, "layers": layers, "batch": batch, "moves": moves}
+        bench.add("compact", seconds, floor=floor, **labels)
+        del kv, mover
 
 
 def bench_sampling(bench: Bench) -> None:
@@ -363,6 +366,13 @@ def report(bench: Bench, seed: int) -> dict[str, Any]:
     }
 
 
+def write(result: dict[str, Any], path: Path | None) -> None:
+    """Write what there is so far: a kernel that fails does not take the others' times with it."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes; works on a CPU")
@@ -387,10 +397,9 @@ def main(arguments: list[str] | None = None) -> None:
         BENCHMARKS[name](bench)
         if ON_CUDA:
             torch.cuda.empty_cache()
+        write(report(bench, options.seed), options.output)
     result = {**report(bench, options.seed), **extra}
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, options.output)
     if extra:  # the measurements of a sweep are too many for a line
         del extra["sweep"]["measurements"]
     print(json.dumps(result))

@@ -36,6 +36,7 @@ def main() -> None:
         options.model,
         max_num_seqs=options.max_num_seqs,
         num_kv_tokens=4096 if options.smoke else None,
+        enable_prefix_caching=False,  # Both methods get the same prompts.
         enforce_eager=options.enforce_eager,
     )
     rows = []

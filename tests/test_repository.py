@@ -92,7 +92,7 @@ def test_marks_that_cannot_be_filled_are_refused(update_readme, text, message):
 
 
 def test_the_committed_profile_covers_every_decode_step(update_readme):
-    tables = importlib.import_module("result_tables")
+    tables = importlib.import_module("benchmark_tables")
     profile = tables.read_profile((ROOT / "results/bench_decode_profile.txt").read_text())
     decode = json.loads((ROOT / "results/bench_decode.json").read_text())
     assert profile.keys() == {(row["model"], row["batch"]) for row in decode["rows"]}

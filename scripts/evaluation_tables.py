@@ -1,0 +1,149 @@
+"""Evaluations' results as tables: comparisons of methods, by family, by length, over all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tables import NAMES, Results, grid, load, number, share
+
+
+def methods(name: str, results: Results) -> str:
+    """Render one comparison of methods, as `lightthinker eval` writes it."""
+    lines = [
+        f"`results/{name}.json`: {results['num_problems']} held-out problems, {results['device']}.",
+        "",
+    ]
+    lines += grid(
+        ["", "accuracy (95 %)", "peak tokens", "Dep", "KV at peak"],
+        (
+            (
+                NAMES.get(method, f"control: {method}"),
+                share(values),
+                f"{values['peak_tokens']:.0f}",
+                f"{values['dep_paper']:,.0f}",
+                f"{values['kv_bytes_peak'] / 2**20:.1f} MiB",
+            )
+            for method, values in full_cot_first(results["methods"])
+        ),
+    )
+    lines += ["", *paired(results)]
+    return "\n".join([*lines, *families(results)])
+
+
+def paired(results: Results) -> list[str]:
+    """Say how LightThinker and full chain-of-thought differ on the same problems."""
+    if "paired" not in results:
+        return []
+    low, high = (100 * bound for bound in results["paired"]["accuracy_difference_ci95"])
+    return [
+        "LightThinker less full chain-of-thought on the same problems: "
+        f"{100 * results['paired']['accuracy_difference']:+.1f} points "
+        f"(95 %: {low:+.1f} to {high:+.1f}), McNemar p = {results['paired']['mcnemar_p']:.2g}; "
+        f"only LightThinker right on {results['paired']['num_only_method']}, "
+        f"only full chain-of-thought on {results['paired']['num_only_full_cot']}."
+    ]
+
+
+def families(results: Results) -> list[str]:
+    """Render accuracy by family, if there is more than one."""
+    by_family = results.get("by_family", {})
+    if len(by_family) < 2:
+        return []
+    names = [method for method, _ in full_cot_first(results["methods"])]
+    lines = (
+        [family.replace("_", " ")] + [f"{values['methods'][m]['accuracy']:.1%}" for m in names]
+        for family, values in by_family.items()
+    )
+    return ["", *grid(["accuracy by family", *(NAMES.get(m, m) for m in names)], lines)]
+
+
+def full_cot_first(by_method: dict[str, Results]) -> list[tuple[str, Results]]:
+    return sorted(by_method.items(), key=lambda item: item[0] != "full_cot")
+
+
+def task_rows(results: Results) -> list[str]:
+    return grid(
+        ["model", "task", "method", "budget", "accuracy (95 %)", "peak tokens", "Dep", "time, s"],
+        (
+            (
+                row["model"],
+                row["task"],
+                NAMES.get(row["method"], row["method"]),
+                number(row["budget"]),
+                share(row),
+                f"{row['peak_tokens']:.0f}",
+                f"{row['dep_paper']:,.0f}",
+                f"{row['wall_time_s']:.1f}",
+            )
+            for row in results["rows"]
+        ),
+    )
+
+
+def by_length(folder: Path) -> str:
+    """Render how full chain-of-thought and LightThinker do as traces grow, by family."""
+    found: dict[str, dict[str, Results]] = {}
+    for row in load(folder, "long_reasoning")["rows"]:
+        found.setdefault(row["task"], {})[row["method"]] = row
+    head = [
+        "traces", "family", "full chain-of-thought (95 %)", "LightThinker (95 %)", "peak tokens",
+        "LightThinker's", "of it",
+    ]  # fmt: skip
+    lines = []
+    for task, row in found.items():
+        family, length = task.split("/")
+        full, light = row["full_cot"], row["lightthinker"]
+        name = "**all**" if family == "all" else family.replace("_", " ")
+        ratio = light["peak_tokens"] / full["peak_tokens"]
+        peaks = (number(full["peak_tokens"]), number(light["peak_tokens"]), f"{ratio:.0%}")
+        lines.append((length, name, share(full), share(light), *peaks))
+    return "\n".join(grid(head, lines))
+
+
+def over_all(folder: Path, stem: str) -> str:
+    """Render every method of a table over all of its problems."""
+    results = load(folder, stem)
+    pairs = {p["method"]: p for p in results["against_full_cot"] if p["task"] == "all"}
+    head = [
+        "", "accuracy (95 %)", "less full chain-of-thought, points (95 %)", "peak tokens",
+        "mean live", "Dep",
+    ]  # fmt: skip
+    lines = []
+    for row in results["rows"]:
+        if row["task"] != "all":
+            continue
+        difference = ""
+        if pair := pairs.get(row["method"]):
+            low, high = (100 * bound for bound in pair["accuracy_difference_ci95"])
+            points = 100 * pair["accuracy_difference"]
+            difference = f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
+        lines.append(
+            (
+                method_name(row["method"]),
+                share(row),
+                difference,
+                number(row["peak_tokens"]),
+                number(row["mean_live_tokens"]),
+                number(row["dep_full"]),
+            )
+        )
+    title = f"`results/{stem}.json`: {results['device']}."
+    return "\n".join([title, "", *grid(head, lines)])
+
+
+def method_name(method: str) -> str:
+    """Return what a table calls a method, its budget said in words."""
+    name, _, how = method.partition(":")
+    name = NAMES.get(name, name)
+    by = {"match=mean": "LightThinker's mean", "match=peak": "LightThinker's peak"}.get(how, how)
+    return f"{name}, {by}" if how else name
+
+
+VIEWS: dict[str, Callable[[Path], str]] = {
+    "long_reasoning/lengths": by_length,
+    "main_table/all": partial(over_all, stem="main_table"),
+    "smollm2_gsm8k_methods/all": partial(over_all, stem="smollm2_gsm8k_methods"),
+}
+"""Views of a file, beside its rows."""
