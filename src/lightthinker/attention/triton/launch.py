@@ -56,7 +56,7 @@ class RowsConfig(KernelConfig):
         return self.looks_ahead and page_size > 1 and fits
 
 
-FEW_ROWS = RowsConfig(block_n=64, num_warps=4, num_stages=3, num_programs=3)
+FEW_ROWS = RowsConfig(block_n=64, num_warps=4, num_stages=2, num_programs=3)
 MANY_ROWS = RowsConfig(
     block_n=64, num_warps=4, num_stages=3, num_programs=4, looks_ahead=False, max_registers=128
 )
@@ -79,7 +79,7 @@ def rows_config(
         return RowsConfig(block_n=32, num_warps=4, num_stages=2, num_programs=4)
     if head_dim > 128:
         return RowsConfig(block_n=32, num_warps=4, num_stages=3, num_programs=3)
-    is_few = 2 * num_programs <= FEW_ROWS.num_programs * num_multiprocessors
+    is_few = num_programs <= 2 * num_multiprocessors
     return FEW_ROWS if is_few else MANY_ROWS
 
 
