@@ -76,9 +76,9 @@ def arithmetic(monkeypatch):
         samples = self.sampler.buffer.tokens.tolist()
         known = [samples[u] if u >= 0 else t for t, u in zip(words[0], words[2], strict=True)]
         hidden = model.hidden(self.metadata, known, words[1])
-        drawn = model.draw([hidden[w] for w in words[3]])
-        self.sampler.buffer.tokens[:size] = torch.tensor(drawn)
-        self.sampler.buffer.valid[:size] = True
+        drawn = model.draw([hidden[w] for w in words[3][: self.max_samples]])
+        self.sampler.buffer.tokens[: len(drawn)] = torch.tensor(drawn)
+        self.sampler.buffer.valid[: len(drawn)] = True
 
     def forward(self, backend, token_ids, positions, wanted_rows, **_):
         hidden = self.arithmetic.hidden(backend.metadata, token_ids.tolist(), positions.tolist())

@@ -9,6 +9,7 @@ Knows nothing of kernels, heads or layers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol, Self
@@ -26,6 +27,9 @@ TILE_ROWS = 64
 
 MIN_TILED_ROWS = 32
 """A sequence with at least this many rows in a step is computed in tiles, a shorter one by row."""
+
+MAX_ROW_KEYS = 1 << 20
+"""Most pairs of a row and a key of a step that does without tiles; see `may_attend_by_row`."""
 
 
 class RowField(IntEnum):
@@ -270,6 +274,18 @@ class RowsMetadata:
             flat[self._row_words : self._head_words].reshape(len(TileField), capacity.max_tiles),
             flat[self._head_words :].reshape(capacity.max_sequences, capacity.max_pages),
         )
+
+
+def may_attend_by_row(sequences: Iterable[tuple[int, int]]) -> bool:
+    """Whether runs of rows that tiles would take are short enough to do without.
+
+    Each row reads its own keys then, while a tile's rows share them.
+
+    Args:
+        sequences: Of each its rows in a step and its live tokens.
+    """
+    pairs = sum([rows * live for rows, live in sequences if rows >= MIN_TILED_ROWS])
+    return pairs <= MAX_ROW_KEYS
 
 
 def _split_launches(

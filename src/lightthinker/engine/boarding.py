@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightthinker.attention.rows_metadata import may_attend_by_row
 from lightthinker.attention.triton.sampling_batch import SamplingField
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.graphs import GraphRunner
@@ -76,10 +77,14 @@ class Boarding:
         """Whether a graph can run a step of the riders and of all the others that run."""
         others = [s for s in self.scheduler.running if not s.rides]
         num_riders = len(self.lane)
+        pending = [s.num_pending + 1 for s in others]
         # Nobody who generates may be left out of a step because of the riders.
         generating = num_riders + sum(s.num_pending + 1 for s in others if s.sampled_ids)
         return (
-            num_riders + sum(s.num_pending + 1 for s in others) <= self.capacity.max_rows
+            num_riders + sum(pending) <= self.capacity.max_rows
+            and may_attend_by_row(
+                (n, len(s.live) + n) for n, s in zip(pending, others, strict=True)
+            )
             and generating <= self.scheduler.max_num_batched_tokens
             and all(self._fits_a_graph(s) for s in others)
         )

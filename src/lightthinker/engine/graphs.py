@@ -1,10 +1,11 @@
 """Whole decode steps as CUDA graphs: one per number of rows, all in one memory pool.
 
-Decode, gist and continue tokens are rows alike, so a graph is keyed by nothing but its number of
-rows; a step takes the next larger one, the rest is padding (slot -1, sees nothing). Everything a
-graph reads lies in static buffers, filled before each replay; samples stay on the device, where the
-next step finds the tokens that the host does not know yet. Prefills and whatever else does not fit
-run without a graph.
+Decode, gist, continue and prompt tokens are rows alike, so a graph is keyed by nothing but its
+number of rows; a step takes the next larger one, the rest is padding (slot -1, sees nothing).
+Everything a graph reads lies in static buffers, filled before each replay; samples stay on the
+device, where the next step finds the tokens that the host does not know yet. Long prefills, which
+the tiled kernel computes better and which keep the GPU busy while Python launches them, and
+whatever else does not fit run without a graph.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from lightthinker.attention.batch import PagedBatch
 from lightthinker.attention.paged import AttentionBackend
-from lightthinker.attention.rows_metadata import RowsCapacity
+from lightthinker.attention.rows_metadata import RowsCapacity, may_attend_by_row
 from lightthinker.attention.staging import StagedBuffer
 from lightthinker.attention.triton_backend import TritonBackend
 from lightthinker.compression import CompressionConfig
@@ -31,17 +32,27 @@ from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.step import StepPlan
 from lightthinker.kvcache.upload import upload
 
+PREFILL_ROWS = 1024
+"""Rows of the largest graph, unless there are more sequences. Without a graph Python takes longer
+to launch a step's kernels than the GPU to compute so few rows."""
+
 NUM_INPUTS = 4
 """Lines of input: token ids, positions, place of an unknown token, wanted rows."""
 
 
-def graph_sizes(max_rows: int) -> list[int]:
+def graph_sizes(max_samples: int, max_rows: int) -> list[int]:
     """Return the numbers of rows that get a graph, ascending.
 
     The smallest is 2: torch.compile would make a second program for a dimension of size 1.
+
+    Args:
+        max_samples: Rows up to which sizes are close together: steps that generate.
+        max_rows: Rows of the largest graph.
     """
     sizes = [2, 4, *range(8, 257, 8), *range(272, 513, 16), *range(544, 1025, 32)]
-    sizes += range(1088, max_rows, 64)
+    sizes += range(1088, max_samples, 64)
+    sizes = [s for s in sizes if s < max_samples] + [max(2, max_samples)]
+    sizes += range(sizes[-1] // 64 * 64 + 64, max_rows, 64)
     return [s for s in sizes if s < max_rows] + [max(2, max_rows)]
 
 
@@ -53,6 +64,7 @@ class GraphRunner:
         backend: Its attention.
         sampler: Draws inside the graph.
         max_rows: Rows of the largest graph.
+        max_samples: Most rows of a step that are sampled from, and most sequences.
         max_live_tokens: Live tokens of one sequence beyond which a step runs without a graph.
     """
 
@@ -63,16 +75,18 @@ class GraphRunner:
         sampler: DeviceSampler,
         *,
         max_rows: int,
+        max_samples: int,
         max_live_tokens: int,
     ):
         self.runner = runner
         self.backend = backend
         self.sampler = sampler
-        self.sizes = graph_sizes(max_rows)
+        self.max_samples = max_samples
+        self.sizes = graph_sizes(max_samples, max_rows)
         largest = self.sizes[-1]
         max_pages = -(-max_live_tokens // backend.pool.page_size)
         self.metadata = backend.new_metadata(
-            RowsCapacity(max_rows=largest, max_sequences=largest, max_pages=max_pages)
+            RowsCapacity(max_rows=largest, max_sequences=max_samples, max_pages=max_pages)
         )
         self._inputs = StagedBuffer(NUM_INPUTS * largest, runner.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -132,7 +146,9 @@ class GraphRunner:
         )
         return (
             bool(plan.sampling or num_riders)
+            and len(plan.sampling) + num_riders <= self.max_samples
             and self.metadata.capacity.holds(needed)
+            and may_attend_by_row((len(s.rows), s.num_live) for s in batch.sequences)
             and all(s.observed is None for s in batch.sequences)
             and not any(s.samples_with_logits for s in plan.sampling)
         )
@@ -158,7 +174,7 @@ class GraphRunner:
         self._fill(plan, batch, size, riders)
         if isinstance(known, list):
             self.sampler.buffer.tokens[: len(known)] = upload(known, self.runner.device)
-        self.sampler.fill(plan.sampling, num_rows=size, riders=riders)
+        self.sampler.fill(plan.sampling, num_rows=min(size, self.max_samples), riders=riders)
         if self._graphs:
             self._graphs[size].replay()
         else:
@@ -190,6 +206,7 @@ class GraphRunner:
         """What a graph holds: substitute unknown tokens, forward, sample."""
         words = self._inputs.device_words.view(NUM_INPUTS, -1)[:, :size]
         token_ids, positions, unknown_from, wanted_rows = (line.clone() for line in words.long())
+        wanted_rows = wanted_rows[: self.max_samples]
         samples = self.sampler.buffer.tokens.clamp_min(0)
         unknown = unknown_from >= 0
         token_ids = torch.where(unknown, samples[unknown_from.clamp_min(0)], token_ids)
@@ -212,20 +229,23 @@ def device_steps(
     """Return what samples on the device, and what runs steps as graphs unless `enforce_eager`.
 
     The graphs are not captured yet. They have room for every sequence's token and for a few groups
-    of gists in the same step.
+    of gists in the same step, or for a prompt that is not long.
     """
     assert isinstance(backend, TritonBackend), "the torch backend has no static buffers"
     group = compression.num_gists + 1 if compression else 0
-    max_rows = max(2, config.max_num_seqs + max(group, config.max_num_seqs // 4))
+    max_samples = max(2, config.max_num_seqs + max(group, config.max_num_seqs // 4))
     sampler = DeviceSampler(
         compression.never_sampled if compression else (),
-        max_rows=max_rows,
+        max_rows=max_samples,
         vocab_size=int(runner.model.get_output_embeddings().weight.shape[0]),
         device=runner.device,
     )
     if config.enforce_eager:
         return sampler, None
     max_live_tokens = min(backend.pool.num_slots, config.max_graph_live_tokens)
-    return sampler, GraphRunner(
-        runner, backend, sampler, max_rows=max_rows, max_live_tokens=max_live_tokens
-    )
+    max_rows = max(max_samples, min(PREFILL_ROWS, config.max_num_batched_tokens))
+    graphs = GraphRunner(
+        runner, backend, sampler,
+        max_rows=max_rows, max_samples=max_samples, max_live_tokens=max_live_tokens,
+    )  # fmt: skip
+    return sampler, graphs

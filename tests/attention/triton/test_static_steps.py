@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lightthinker.attention import rows_metadata
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.graphs import GraphRunner, graph_sizes
+from lightthinker.engine.runner import ModelRunner
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.testing.models import byte_tokenizer, tiny_model
 from lightthinker.tokens import add_tokens
@@ -58,7 +60,7 @@ def test_greedy_output_equals_the_torch_backends(counted):
     assert not counted
     config = {"attention_backend": "triton", "max_num_seqs": 4, "async_scheduling": True}
     assert run(make_engine(**config), params, prompts=SHORT) == expected
-    assert set(counted) == {2, 7}, "decode rows alone, and two groups of gists together"
+    assert set(counted) == {2, 7, 64}, "rows alone, two groups of gists and two prompts together"
 
 
 def test_seeds_give_the_same_with_and_without_graphs_and_whatever_else_runs(counted):
@@ -91,6 +93,36 @@ def test_long_sequences_run_without_a_graph(counted):
     assert counted
 
 
+def test_prompts_run_in_graphs_unless_their_rows_would_read_too_much(counted, monkeypatch):
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    prompts = [range(20, 60), range(70, 73)]
+    expected = run(make_engine(attention_backend="torch"), params, prompts)
+    config = {"attention_backend": "triton", "max_num_seqs": 4}
+    assert run(make_engine(**config), params, prompts) == expected
+    assert 64 in counted
+    counted.clear()
+    monkeypatch.setattr(rows_metadata, "MAX_ROW_KEYS", 40 * 40 - 1)
+    assert run(make_engine(**config), params, prompts) == expected
+    assert set(counted) == {2}
+
+
+def test_a_long_step_of_a_few_samples_reads_the_logits_of_those_alone(counted, monkeypatch):
+    shapes = []
+    forward = ModelRunner.forward
+    monkeypatch.setattr(
+        ModelRunner,
+        "forward",
+        lambda self, *args, **kwargs: (
+            shapes.append((len(args[1]), len(args[3]))) or forward(self, *args, **kwargs)
+        ),
+    )
+    params = SamplingParams(max_tokens=1, ignore_eos=True)
+    engine = make_engine(attention_backend="triton", max_num_seqs=4)
+    run(engine, params, [range(20, 60)])
+    assert counted == [64]
+    assert shapes[-1] == (64, engine.graphs.max_samples)
+
+
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_only_the_request_whose_logits_are_not_finite_fails(backend):
     engine = make_engine(attention_backend=backend, max_num_seqs=4, async_scheduling=True)
@@ -104,7 +136,8 @@ def test_only_the_request_whose_logits_are_not_finite_fails(backend):
 
 
 def test_graph_sizes_reach_what_was_asked_for():
-    assert graph_sizes(1) == [2]
-    assert graph_sizes(20) == [2, 4, 8, 16, 20]
-    assert graph_sizes(300)[-3:] == [272, 288, 300]
-    assert graph_sizes(1200)[-3:] == [1088, 1152, 1200]
+    assert graph_sizes(1, 1) == [2]
+    assert graph_sizes(20, 20) == [2, 4, 8, 16, 20]
+    assert graph_sizes(20, 100) == [2, 4, 8, 16, 20, 64, 100]
+    assert graph_sizes(300, 512)[-6:] == [288, 300, 320, 384, 448, 512]
+    assert graph_sizes(1200, 1200)[-3:] == [1088, 1152, 1200]
