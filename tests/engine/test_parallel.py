@@ -14,7 +14,7 @@ from lightthinker.engine import parallel_worker
 from lightthinker.engine.parallel import ParallelEngine, WorkerError
 from lightthinker.errors import RequestError
 from lightthinker.server.settings import ServerSettings
-from lightthinker.testing.models import tiny_checkpoint
+from lightthinker.testing.models import byte_tokenizer, tiny_checkpoint, tiny_model
 from lightthinker.testing.serving import running_server
 
 SIZES = {"device": "cpu", "num_kv_tokens": 2048, "page_size": 4}
@@ -63,6 +63,20 @@ def slices(llm):
     """Into how many slices a token's KV is cut."""
     assert isinstance(llm.engine, ParallelEngine)
     return len(llm.engine._replicas[0].processes)
+
+
+def test_a_vocabulary_that_the_ranks_do_not_divide(tmp_path):
+    model, tokenizer = tiny_model("llama", vocab_size=261), byte_tokenizer()
+    assert model.config.vocab_size % 2
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    params = SamplingParams(max_tokens=5, ignore_eos=True)
+    expected = LLM(tmp_path, **SIZES).generate(PROMPTS, params)
+    llm = LLM(tmp_path, **SIZES, tensor_parallel_size=2)
+    try:
+        assert outcome(llm.generate(PROMPTS, params)) == outcome(expected)
+    finally:
+        llm.shutdown()
 
 
 def test_streams_refusals_aborts_and_time_limits(single, parallel):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from lightthinker import LLM, SamplingParams
 from lightthinker.bundled import bundled_model_path
@@ -26,22 +23,8 @@ def problems():
     return [generate(f, seed=seed, difficulty="demo") for f in families for seed in range(5)]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """The bundled model with an even vocabulary: transformers cuts the output layer in two."""
-    folder = tmp_path_factory.mktemp("even")
-    shutil.copytree(bundled_model_path(), folder, dirs_exist_ok=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    size = model.config.vocab_size
-    model.resize_token_embeddings(size + size % 2, mean_resizing=False)
-    for file in folder.glob("*.safetensors*"):
-        file.unlink()
-    model.save_pretrained(folder)
-    return folder
-
-
-def answers(checkpoint, **settings):
-    llm = LLM(checkpoint, **SETTINGS, **settings)
+def answers(**settings):
+    llm = LLM(bundled_model_path(), **SETTINGS, **settings)
     try:
         conversations = [[{"role": "user", "content": p.question}] for p in problems()]
         outputs = llm.chat(conversations, PARAMS)
@@ -54,16 +37,14 @@ def answers(checkpoint, **settings):
 
 
 @pytest.fixture(scope="module")
-def one_gpu(checkpoint):
-    return answers(checkpoint, enforce_eager=True)
+def one_gpu():
+    return answers(enforce_eager=True)
 
 
 @pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "graphs"])
 @pytest.mark.parametrize("kind", ["tensor", "data"])
-def test_two_gpus_answer_as_one(checkpoint, one_gpu, kind, enforce_eager):
-    token_ids, texts = answers(
-        checkpoint, enforce_eager=enforce_eager, **{f"{kind}_parallel_size": 2}
-    )
+def test_two_gpus_answer_as_one(one_gpu, kind, enforce_eager):
+    token_ids, texts = answers(enforce_eager=enforce_eager, **{f"{kind}_parallel_size": 2})
     same = sum(a == b for a, b in zip(token_ids, one_gpu[0], strict=True))
     # Sums over two GPUs are rounded otherwise, which may flip a token of a close call.
     assert same >= len(token_ids) - 1

@@ -14,7 +14,6 @@ from huggingface_hub import is_offline_mode
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.distributed import DistributedConfig
 
 from lightthinker.bundled import model_path
 from lightthinker.compression import CONFIG_KEY, CompressionConfig
@@ -25,6 +24,7 @@ from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.parallel import ParallelEngine
 from lightthinker.engine.sampling_params import SamplingParams
+from lightthinker.engine.sharding import sharding
 from lightthinker.errors import CheckpointError, RequestError
 from lightthinker.tokens import resolve_tokens
 
@@ -315,7 +315,7 @@ def load_checkpoint(
     """
     _check_weights(model)
     config, tokenizer = _load_config(model), _load_tokenizer(model)
-    plan = {"distributed_config": DistributedConfig(tp_plan="auto")} if tensor_parallel else {}
+    plan = {"distributed_config": sharding(config)} if tensor_parallel else {}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             model,
