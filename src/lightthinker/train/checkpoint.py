@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ TASK_TOKENIZER = "tasks"
 
 
 def load_model(
-    recipe: Recipe, *, seed: int, quantize: bool = True
+    recipe: Recipe, *, seed: int, quantize: bool = True, empty: bool = False
 ) -> tuple[Any, Any, CompressionConfig]:
     """Return model (on the CPU), tokenizer and resolved compression settings of a recipe.
 
@@ -32,6 +33,7 @@ def load_model(
         recipe: What to load; `model.dtype` is the dtype of the weights.
         seed: For weights from scratch.
         quantize: Whether to honour `lora.quantize`.
+        empty: Make the same model without reading its weights; parameters are on the meta device.
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded, has no safetensors (or GGUF) weights, or
@@ -41,11 +43,15 @@ def load_model(
     source = recipe.model
     tokenizer = load_tokenizer(source)
     if source.config is not None:
-        model = _from_config(
-            source.config, vocab_size=len(tokenizer), tokenizer=tokenizer, seed=seed
-        )
+        with _no_weights() if empty else nullcontext():
+            model = _from_config(
+                source.config, vocab_size=len(tokenizer), tokenizer=tokenizer, seed=seed
+            )
     else:
-        model = _from_checkpoint(source, quantization(recipe) if quantize else None)
+        if empty:
+            model = _without_weights(source)
+        else:
+            model = _from_checkpoint(source, quantization(recipe) if quantize else None)
         check_architecture(source, model.config)
         if source.max_position_embeddings is not None:
             model.config.max_position_embeddings = source.max_position_embeddings
@@ -196,6 +202,22 @@ def _make_config(settings: dict[str, Any]) -> Any:
             f"model.config.model_type is {settings['model_type']!r}, which transformers does not "
             "know."
         ) from error
+
+
+def _no_weights() -> Any:
+    from accelerate import init_empty_weights
+
+    return init_empty_weights()
+
+
+def _without_weights(source: ModelSource) -> Any:
+    extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
+    try:
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False, **extra)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Cannot read the config of {source.path}: {error}") from error
+    with _no_weights():
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, source.dtype))
 
 
 def _from_checkpoint(source: ModelSource, four_bits: Any) -> Any:

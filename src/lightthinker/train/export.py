@@ -17,6 +17,7 @@ from lightthinker.compression import CONFIG_KEY
 from lightthinker.train.adapters import add_adapters, has_adapters
 from lightthinker.train.checkpoint import load_model
 from lightthinker.train.recipe import Recipe
+from lightthinker.train.sharding import trained_state
 from lightthinker.train.trainer import LightThinkerTrainer
 
 
@@ -33,7 +34,10 @@ def standalone_model(
         recipe: What it trains.
         adapter: Folder to write the adapters to as well, not merged.
     """
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_fsdp_enabled and has_adapters(recipe):
+        state = trained_state(trainer.model_wrapped)
+    else:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return None
     if adapter is not None:
