@@ -281,7 +281,12 @@ def _save(
     kept = recipe.lora is not None and recipe.lora.save_adapter
     model = trainer.model
     if sharded or adapted:
-        model = standalone_model(trainer, recipe, adapter=output / "adapter" if kept else None)
+        model = standalone_model(
+            trainer,
+            recipe,
+            dtype=getattr(torch, recipe.save.dtype),
+            adapter=output / "adapter" if kept else None,
+        )
     if not trainer.is_world_process_zero():
         return
     model.config.use_cache = True

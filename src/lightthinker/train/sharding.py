@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lightthinker.errors import CheckpointError
@@ -59,13 +60,30 @@ class WeightsFromFirstRank(TrainerCallback):  # type: ignore[misc]
             module._non_persistent_buffers_set.discard(name)
 
 
-def trained_state(model: Any) -> dict[str, torch.Tensor]:
-    """Return the trained weights whole, on the CPU of the first rank; empty on the others.
+@torch.no_grad()
+def gathered_state(
+    model: Any, *, trained_only: bool = False, dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """Return a sharded model's whole weights, on the CPU of the first rank; none on the others.
 
-    Frozen weights are not gathered. Every rank calls in.
+    Every rank calls in. One parameter at a time is whole on a device, and none on other hosts.
+
+    Args:
+        model: As accelerate sharded it.
+        trained_only: Leave frozen weights out; they are not gathered either.
+        dtype: Cast each as it arrives, so that the wider ones are never all there.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    return dict(get_model_state_dict(model, options=options))
+    options = StateDictOptions(ignore_frozen_params=trained_only)
+    is_first = torch.distributed.get_rank() == 0
+    whole: dict[str, torch.Tensor] = {}
+    for name, tensor in get_model_state_dict(model, options=options).items():
+        value = tensor
+        if isinstance(tensor, DTensor):  # With cpu_offload it waits in host memory.
+            value = tensor.to(tensor.device_mesh.device_type).full_tensor()
+        if is_first:
+            is_cast = dtype is not None and value.is_floating_point()
+            whole[name] = value.to("cpu", dtype if is_cast else value.dtype, copy=True)
+    return whole
 
 
 def _agree(model: Any) -> dict[str, torch.dtype]:
