@@ -289,15 +289,19 @@ def _host_bytes(
     FSDP2 reads in one process, anything else in every one. The final model is on the first rank
     alone: gathered in the dtype that is saved, or, with adapters, read again to merge into.
     """
-    processes = 1 if recipe.distributed.strategy == "fsdp2" else num_gpus
-    as_read = getattr(torch, recipe.model.dtype).itemsize
+    as_read: int = getattr(torch, recipe.model.dtype).itemsize
     quantized = bytes_per_weight < as_read
-    reading = (0.0 if quantized else processes * bytes_per_weight) * size.num_parameters
     frozen = size.num_parameters - size.num_trainable
+    reading = num_gpus * bytes_per_weight * size.num_parameters
+    if (
+        recipe.distributed.strategy == "fsdp2" and num_gpus > 1
+    ):  # accelerate makes what is trained float32 before it shards.
+        reading = 4.0 * size.num_trainable + bytes_per_weight * frozen
     held = (16.0 * size.num_trainable + bytes_per_weight * frozen) if offload else 0.0
     is_adapted = recipe.lora is not None or recipe.model.trainable == "new_tokens"
-    saved = as_read if is_adapted else getattr(torch, recipe.save.dtype).itemsize
-    return max(reading, held + saved * size.num_parameters)
+    save_as: int = getattr(torch, recipe.save.dtype).itemsize
+    saved = as_read if is_adapted else save_as
+    return max(0.0 if quantized else reading, held + saved * size.num_parameters)
 
 
 def _rows(recipe: Recipe) -> tuple[int | None, float]:

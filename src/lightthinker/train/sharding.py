@@ -74,12 +74,13 @@ def gathered_state(
         dtype: Cast each as it arrives, so that the wider ones are never all there.
     """
     options = StateDictOptions(ignore_frozen_params=trained_only)
+    sharded: dict[str, Any] = get_model_state_dict(model, options=options)
     is_first = torch.distributed.get_rank() == 0
     whole: dict[str, torch.Tensor] = {}
-    for name, tensor in get_model_state_dict(model, options=options).items():
-        value = tensor
-        if isinstance(tensor, DTensor):  # With cpu_offload it waits in host memory.
-            value = tensor.to(tensor.device_mesh.device_type).full_tensor()
+    for name, value in sharded.items():
+        if isinstance(value, DTensor):  # With cpu_offload it waits in host memory.
+            on_device: Any = value.to(value.device_mesh.device_type)
+            value = on_device.full_tensor()
         if is_first:
             is_cast = dtype is not None and value.is_floating_point()
             whole[name] = value.to("cpu", dtype if is_cast else value.dtype, copy=True)
@@ -87,14 +88,16 @@ def gathered_state(
 
 
 def _agree(model: Any) -> dict[str, torch.dtype]:
-    """Give every rank the buffers of the first one; return the dtypes of the first one's weights."""
+    """Give every rank the first one's buffers; return the dtypes of the first one's weights."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     sent: list[Any] = [None, None, None]
     if torch.distributed.get_rank() == 0:
         dtypes = {name: p.dtype for name, p in model.named_parameters()}
         sent = [shapes, dtypes, {name: buffer.cpu() for name, buffer in model.named_buffers()}]
     torch.distributed.broadcast_object_list(sent, src=0)
-    expected, dtypes, buffers = sent
+    expected: dict[str, tuple[int, ...]] = sent[0]
+    received: dict[str, torch.dtype] = sent[1]
+    buffers: dict[str, torch.Tensor] = sent[2]
     differing = sorted({name for name, _ in expected.items() ^ shapes.items()})
     if differing:
         raise CheckpointError(
@@ -104,7 +107,7 @@ def _agree(model: Any) -> dict[str, torch.dtype]:
     for name, buffer in buffers.items():
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, buffer)
-    return dtypes
+    return received
 
 
 def _ties(model: Any) -> list[list[str]]:
@@ -122,14 +125,11 @@ def _tie(model: Any, ties: list[list[str]]) -> None:
             setattr(model.get_submodule(owner), attribute, parameter)
 
 
-def _give_addresses(
-    model: Any, dtypes: dict[str, torch.dtype], *, mixed_precision: bool
-) -> None:
+def _give_addresses(model: Any, dtypes: dict[str, torch.dtype], *, mixed_precision: bool) -> None:
     """Put memory that is never written, hence never there, in place of parameters on meta."""
     for name, parameter in list(model.named_parameters()):
         is_cast = mixed_precision and parameter.requires_grad
         dtype = torch.float32 if is_cast else dtypes[name]
         empty = torch.empty(parameter.shape, dtype=dtype, device="cpu")
-        torch.utils.swap_tensors(
-            parameter, torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
-        )
+        stand_in = torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        torch.utils.swap_tensors(parameter, stand_in)  # type: ignore[no-untyped-call]
