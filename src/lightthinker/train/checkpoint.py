@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ TASK_TOKENIZER = "tasks"
 
 
 def load_model(
-    recipe: Recipe, *, seed: int, quantize: bool = True, empty: bool = False
+    recipe: Recipe, *, seed: int, quantize: bool = True, config: Any = None
 ) -> tuple[Any, Any, CompressionConfig]:
     """Return model (on the CPU), tokenizer and resolved compression settings of a recipe.
 
@@ -33,7 +32,8 @@ def load_model(
         recipe: What to load; `model.dtype` is the dtype of the weights.
         seed: For weights from scratch.
         quantize: Whether to honour `lora.quantize`.
-        empty: Make the same model without reading its weights; parameters are on the meta device.
+        config: Of the model that another process has loaded: make the same one without weights,
+            its parameters on the meta device.
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded, has no safetensors (or GGUF) weights, or
@@ -42,16 +42,14 @@ def load_model(
     """
     source = recipe.model
     tokenizer = load_tokenizer(source)
-    if source.config is not None:
-        with _no_weights() if empty else nullcontext():
-            model = _from_config(
-                source.config, vocab_size=len(tokenizer), tokenizer=tokenizer, seed=seed
-            )
+    if config is not None:
+        model = _without_weights(config)
+    elif source.config is not None:
+        model = _from_config(
+            source.config, vocab_size=len(tokenizer), tokenizer=tokenizer, seed=seed
+        )
     else:
-        if empty:
-            model = _without_weights(source)
-        else:
-            model = _from_checkpoint(source, quantization(recipe) if quantize else None)
+        model = _from_checkpoint(source, quantization(recipe) if quantize else None)
         check_architecture(source, model.config)
         if source.max_position_embeddings is not None:
             model.config.max_position_embeddings = source.max_position_embeddings
@@ -204,20 +202,13 @@ def _make_config(settings: dict[str, Any]) -> Any:
         ) from error
 
 
-def _no_weights() -> Any:
+def _without_weights(config: Any) -> Any:
     from accelerate import init_empty_weights
 
-    return init_empty_weights()
-
-
-def _without_weights(source: ModelSource) -> Any:
-    extra = {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    try:
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False, **extra)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot read the config of {source.path}: {error}") from error
-    with _no_weights():
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, source.dtype))
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.tie_weights()  # Inside, each assignment makes a parameter of its own.
+    return model
 
 
 def _from_checkpoint(source: ModelSource, four_bits: Any) -> Any:
@@ -230,10 +221,14 @@ def _from_checkpoint(source: ModelSource, four_bits: Any) -> Any:
 
         extra = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             source.path, dtype=dtype, trust_remote_code=False, **extra
         )
     except OSError as error:
         raise CheckpointError(
             f"Cannot load {source.path} (safetensors weights only): {error}"
         ) from error
+    # A file with a head of its own, or without one (GGUF), overrules its config.
+    is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.config.get_text_config().tie_word_embeddings = is_tied
+    return model

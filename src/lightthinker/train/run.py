@@ -40,7 +40,7 @@ from lightthinker.train.resume import (
     last_complete_checkpoint,
     rows_hash,
 )
-from lightthinker.train.sharding import WeightsFromFirstRank
+from lightthinker.train.sharding import WeightsFromFirstRank, from_first_rank
 from lightthinker.train.trainer import (
     COMPLETE_FILE,
     LightThinkerTrainer,
@@ -96,9 +96,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     on_gpu = arguments.device.type == "cuda"
     form = checkpoint_format(recipe, on_gpu=on_gpu)
     is_main = arguments.process_index == 0
-    model, tokenizer, compression = load_model(
-        recipe, seed=arguments.seed, empty=form == "fsdp2" and not is_main
-    )
+    model, tokenizer, compression = _load(recipe, arguments, once=form == "fsdp2")
     model.set_attn_implementation("lt_flex" if on_gpu else "lt_sdpa")
     model.config.use_cache = False
     model = add_adapters(model, recipe, compression)
@@ -220,6 +218,17 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         )
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _load(recipe: Recipe, arguments: TrainingArguments, *, once: bool) -> tuple[Any, Any, Any]:
+    """Load the model; `once`: with weights in the main process only."""
+    if not once:
+        return load_model(recipe, seed=arguments.seed)
+    loaded = None
+    if arguments.process_index == 0:
+        loaded = load_model(recipe, seed=arguments.seed)
+    config = from_first_rank(loaded[0].config if loaded else None)
+    return loaded or load_model(recipe, seed=arguments.seed, config=config)
 
 
 def _rows(

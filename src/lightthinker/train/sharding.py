@@ -60,6 +60,13 @@ class WeightsFromFirstRank(TrainerCallback):  # type: ignore[misc]
             module._non_persistent_buffers_set.discard(name)
 
 
+def from_first_rank(value: Any) -> Any:
+    """Return what the first rank passed in; what the others pass does not matter."""
+    sent = [value]
+    torch.distributed.broadcast_object_list(sent, src=0)
+    return sent[0]
+
+
 @torch.no_grad()
 def gathered_state(
     model: Any, *, trained_only: bool = False, dtype: torch.dtype | None = None
@@ -90,19 +97,19 @@ def gathered_state(
 def _agree(model: Any) -> dict[str, torch.dtype]:
     """Give every rank the first one's buffers; return the dtypes of the first one's weights."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    sent: list[Any] = [None, None, None]
+    mine = None
     if torch.distributed.get_rank() == 0:
         dtypes = {name: p.dtype for name, p in model.named_parameters()}
-        sent = [shapes, dtypes, {name: buffer.cpu() for name, buffer in model.named_buffers()}]
-    torch.distributed.broadcast_object_list(sent, src=0)
-    expected: dict[str, tuple[int, ...]] = sent[0]
-    received: dict[str, torch.dtype] = sent[1]
-    buffers: dict[str, torch.Tensor] = sent[2]
+        mine = (shapes, dtypes, {name: buffer.cpu() for name, buffer in model.named_buffers()})
+    expected: dict[str, tuple[int, ...]]
+    received: dict[str, torch.dtype]
+    buffers: dict[str, torch.Tensor]
+    expected, received, buffers = from_first_rank(mine)
     differing = sorted({name for name, _ in expected.items() ^ shapes.items()})
     if differing:
         raise CheckpointError(
-            "The weights that were read are not what config.json describes (embeddings tied or "
-            f"not, layers, sizes?), or hosts have different checkpoints: {', '.join(differing[:4])}"
+            "The first rank's model is another one than this rank's: do all hosts have the same "
+            f"packages and checkpoint? They differ in {', '.join(differing[:4])}"
         )
     for name, buffer in buffers.items():
         owner, _, attribute = name.rpartition(".")
