@@ -99,6 +99,35 @@ def test_gradients_and_activations_are_not_there_at_once_unless_accumulated(tmp_
     assert once.memory_gb == pytest.approx(fixed + loss)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "offload", "dtype", "lora", "at_once"),
+    [
+        ("fsdp2", False, "float32", None, "read"),
+        ("fsdp2", False, "bfloat16", None, "read"),
+        ("fsdp2", True, "float32", None, "offloaded"),
+        ("fsdp2", False, "bfloat16", {"rank": 4}, "read"),
+        ("ddp", False, "float32", None, "read by each"),
+    ],
+)
+def test_host_memory_is_that_of_one_model_where_one_process_reads_it(
+    tmp_path, strategy, offload, dtype, lora, at_once
+):
+    recipe = tiny_recipe(
+        tmp_path / "run", model__dtype=dtype, lora=lora, save={"dtype": "bfloat16"},
+        distributed={"strategy": strategy, "cpu_offload": offload},
+    )  # fmt: skip
+    one, four = (make_plan(recipe, num_gpus=n) for n in (1, 4))
+    model = getattr(torch, dtype).itemsize * one.size.num_parameters
+    trained = one.size.num_trainable
+    expected = {
+        "read": model + (4 - getattr(torch, dtype).itemsize) * trained,  # float32 where trained
+        "read by each": 4 * model,
+        "offloaded": (16 + 2) * one.size.num_parameters,  # at the end, the final model beside it
+    }
+    assert one.host_gb * 1e9 == pytest.approx(model)
+    assert four.host_gb * 1e9 == pytest.approx(expected[at_once])
+
+
 def test_the_documented_plans_are_those_of_the_recipes():
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\S+\.yaml)` \| (\d+) \| (\d+) \|$", text, re.MULTILINE)

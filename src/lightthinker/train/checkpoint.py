@@ -24,7 +24,7 @@ TASK_TOKENIZER = "tasks"
 
 
 def load_model(
-    recipe: Recipe, *, seed: int, quantize: bool = True
+    recipe: Recipe, *, seed: int, quantize: bool = True, config: Any = None
 ) -> tuple[Any, Any, CompressionConfig]:
     """Return model (on the CPU), tokenizer and resolved compression settings of a recipe.
 
@@ -32,6 +32,8 @@ def load_model(
         recipe: What to load; `model.dtype` is the dtype of the weights.
         seed: For weights from scratch.
         quantize: Whether to honour `lora.quantize`.
+        config: Of the model that another process has loaded: make the same one without weights,
+            its parameters on the meta device.
 
     Raises:
         CheckpointError: The checkpoint cannot be loaded, has no safetensors (or GGUF) weights, or
@@ -40,7 +42,9 @@ def load_model(
     """
     source = recipe.model
     tokenizer = load_tokenizer(source)
-    if source.config is not None:
+    if config is not None:
+        model = _without_weights(config)
+    elif source.config is not None:
         model = _from_config(
             source.config, vocab_size=len(tokenizer), tokenizer=tokenizer, seed=seed
         )
@@ -198,6 +202,15 @@ def _make_config(settings: dict[str, Any]) -> Any:
         ) from error
 
 
+def _without_weights(config: Any) -> Any:
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.tie_weights()  # Inside, each assignment makes a parameter of its own.
+    return model
+
+
 def _from_checkpoint(source: ModelSource, four_bits: Any) -> Any:
     extra: dict[str, Any] = {"use_safetensors": True}
     dtype = getattr(torch, source.dtype)
@@ -208,10 +221,14 @@ def _from_checkpoint(source: ModelSource, four_bits: Any) -> Any:
 
         extra = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             source.path, dtype=dtype, trust_remote_code=False, **extra
         )
     except OSError as error:
         raise CheckpointError(
             f"Cannot load {source.path} (safetensors weights only): {error}"
         ) from error
+    # A file with a head of its own, or without one (GGUF), overrules its config.
+    is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.config.get_text_config().tie_word_embeddings = is_tied
+    return model

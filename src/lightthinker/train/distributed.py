@@ -80,6 +80,7 @@ def fsdp2_config(recipe: Recipe) -> dict[str, Any]:
         "state_dict_type": "SHARDED_STATE_DICT",
         "reshard_after_forward": recipe.distributed.reshard_after_forward,
         "cpu_offload": recipe.distributed.cpu_offload,
+        "cpu_ram_efficient_loading": True,
     }
 
 

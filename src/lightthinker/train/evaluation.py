@@ -119,11 +119,11 @@ class EngineEvaluation(TrainerCallback):  # type: ignore[misc]
 
     def _evaluate(self, step: int) -> None:
         self._last, begin = step, time.perf_counter()
-        model = standalone_model(self.trainer, self.recipe)
+        device = self.trainer.args.device
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        model = standalone_model(self.trainer, self.recipe, dtype=dtype)
         measured: dict[str, float] = {}
         if model is not None:
-            device = self.trainer.args.device
-            dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
             model = model.to(device=device, dtype=dtype).eval()
             modes = {"eval": self.compression.method != "full"}
             if self.settings.full_cot and self.compression.method != "full":

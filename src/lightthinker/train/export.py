@@ -17,12 +17,17 @@ from lightthinker.compression import CONFIG_KEY
 from lightthinker.train.adapters import add_adapters, has_adapters
 from lightthinker.train.checkpoint import load_model
 from lightthinker.train.recipe import Recipe
+from lightthinker.train.sharding import gathered_state
 from lightthinker.train.trainer import LightThinkerTrainer
 
 
 @torch.no_grad()
 def standalone_model(
-    trainer: LightThinkerTrainer, recipe: Recipe, *, adapter: Path | None = None
+    trainer: LightThinkerTrainer,
+    recipe: Recipe,
+    *,
+    dtype: torch.dtype,
+    adapter: Path | None = None,
 ) -> Any:
     """Return a copy of the model on the CPU, with whole, merged weights; None on other ranks.
 
@@ -31,15 +36,22 @@ def standalone_model(
     Args:
         trainer: The run.
         recipe: What it trains.
+        dtype: What the caller will cast to; shards of full fine-tuning are gathered in it.
         adapter: Folder to write the adapters to as well, not merged.
     """
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    adapted = has_adapters(recipe)
+    if trainer.is_fsdp_enabled:
+        state = gathered_state(
+            trainer.model_wrapped, trained_only=adapted, dtype=None if adapted else dtype
+        )
+    else:
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return None
     if adapter is not None:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(adapter, state_dict=state)
     with torch.random.fork_rng():
-        if has_adapters(recipe):
+        if adapted:
             model, _, compression = load_model(recipe, seed=trainer.args.seed, quantize=False)
             model = add_adapters(model, recipe, compression)
             trained = {n for n, p in model.named_parameters() if p.requires_grad}

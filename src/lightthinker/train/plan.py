@@ -46,6 +46,8 @@ class Plan:
         logits_gb: Logits of a chunk or batch, their gradient, and what the head's weights add.
         backward_gb: What the backward pass of one layer adds: its gradients, recomputed
             activations, weights gathered from other GPUs.
+        host_gb: Weights in host memory at the fullest moment if all GPUs are of one host; what the
+            processes themselves take comes on top.
         accumulates: Whether gradients of earlier micro-batches are there during the loss.
         rows_per_step: Rows in an optimizer step.
         num_steps: Optimizer steps; None until the data is prepared.
@@ -61,6 +63,7 @@ class Plan:
     activations_gb: float
     logits_gb: float
     backward_gb: float
+    host_gb: float
     accumulates: bool
     rows_per_step: int
     num_steps: int | None
@@ -132,6 +135,7 @@ def make_plan(recipe: Recipe, *, num_gpus: int = 1) -> Plan:
         activations_gb=_activation_bytes(recipe, size, tokens, sharded=sharded) / 1e9,
         logits_gb=_logits_bytes(size, min(chunk or tokens, tokens)) / 1e9,
         backward_gb=_backward_bytes(recipe, size, tokens, sharded=sharded) / 1e9,
+        host_gb=_host_bytes(recipe, size, num_gpus, bytes_per_weight, offload=offload) / 1e9,
         accumulates=accumulation > 1,
         rows_per_step=rows_per_step,
         num_steps=steps if steps > 0 else None,
@@ -162,6 +166,7 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
             "backward_gb", "memory_gb",
         )
     ]  # fmt: skip
+    lines.append(("host memory (estimate)", f"{plan.host_gb:8.2f} GB, if all GPUs are of one host"))
     fits = [d for d, memory in DEVICE_MEMORY_GB.items() if plan.memory_gb < 0.92 * memory]
     lines.append(
         ("fits on (estimate)", ", ".join(fits) or "none of " + ", ".join(DEVICE_MEMORY_GB))
@@ -274,6 +279,29 @@ def _backward_bytes(recipe: Recipe, size: ModelSize, tokens: int, *, sharded: bo
     if sharded:
         added += (6 + 10 * (recipe.lora is None)) * layer
     return added
+
+
+def _host_bytes(
+    recipe: Recipe, size: ModelSize, num_gpus: int, bytes_per_weight: float, *, offload: bool
+) -> float:
+    """Bytes of weights on one host: where they are read, offloaded to, and made one model again.
+
+    FSDP2 reads in one process, anything else in every one. The final model is on the first rank
+    alone: gathered in the dtype that is saved, or, with adapters, read again to merge into.
+    """
+    as_read: int = getattr(torch, recipe.model.dtype).itemsize
+    quantized = bytes_per_weight < as_read
+    frozen = size.num_parameters - size.num_trainable
+    reading = num_gpus * bytes_per_weight * size.num_parameters
+    if (
+        recipe.distributed.strategy == "fsdp2" and num_gpus > 1
+    ):  # accelerate makes what is trained float32 before it shards.
+        reading = 4.0 * size.num_trainable + bytes_per_weight * frozen
+    held = (16.0 * size.num_trainable + bytes_per_weight * frozen) if offload else 0.0
+    is_adapted = recipe.lora is not None or recipe.model.trainable == "new_tokens"
+    save_as: int = getattr(torch, recipe.save.dtype).itemsize
+    saved = as_read if is_adapted else save_as
+    return max(0.0 if quantized else reading, held + saved * size.num_parameters)
 
 
 def _rows(recipe: Recipe) -> tuple[int | None, float]:

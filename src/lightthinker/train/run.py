@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from lightthinker.data.packing import collate
 from lightthinker.encode import Encoder
@@ -40,6 +40,7 @@ from lightthinker.train.resume import (
     last_complete_checkpoint,
     rows_hash,
 )
+from lightthinker.train.sharding import WeightsFromFirstRank, from_first_rank
 from lightthinker.train.trainer import (
     COMPLETE_FILE,
     LightThinkerTrainer,
@@ -92,8 +93,10 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
             "CUDA_VISIBLE_DEVICES=0."
         )
     set_seed(arguments.seed)
-    model, tokenizer, compression = load_model(recipe, seed=arguments.seed)
     on_gpu = arguments.device.type == "cuda"
+    form = checkpoint_format(recipe, on_gpu=on_gpu)
+    is_main = arguments.process_index == 0
+    model, tokenizer, compression = _load(recipe, arguments, once=form == "fsdp2")
     model.set_attn_implementation("lt_flex" if on_gpu else "lt_sdpa")
     model.config.use_cache = False
     model = add_adapters(model, recipe, compression)
@@ -109,12 +112,11 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     manifest = {
         "data": data_hash,
         "rows_per_step": rows_per_step,
-        "format": checkpoint_format(recipe, on_gpu=on_gpu),
+        "format": form,
     }
     if resume and last is not None:
         check_resumable(last, output / RECIPE_FILE, recipe, manifest)
     _barrier()
-    is_main = arguments.process_index == 0
     if is_main:
         _begin(recipe, output, fresh=overwrite and not resume)
     _barrier()
@@ -123,17 +125,20 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     if on_gpu and recipe.model.compile:
         compile_layers(model, distributed=arguments.world_size > 1)
     interrupt = StopOnInterrupt()
+    callbacks: list[TrainerCallback] = [interrupt]
+    if form == "fsdp2":
+        callbacks.append(WeightsFromFirstRank(model, mixed_precision=bool(arguments.bf16)))
+        if has_adapters(recipe):
+            callbacks.append(EmbeddingsInRootUnit(model))
     trainer = LightThinkerTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         data_collator=collate,
-        callbacks=[interrupt],
+        callbacks=callbacks,
         manifest=manifest,
         monitor=Monitor(size, rows_per_step * recipe.data.row_length, output / JSON_LINES_FILE),
     )
-    if manifest["format"] == "fsdp2" and has_adapters(recipe):
-        trainer.add_callback(EmbeddingsInRootUnit(model))
     if recipe.evaluate is not None:
         trainer.add_callback(EngineEvaluation(trainer, recipe, tokenizer, compression))
     try:
@@ -161,7 +166,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         raise KeyboardInterrupt(
             f"Interrupted at step {trainer.state.global_step}; go on with --resume."
         )
-    _save(trainer, recipe, tokenizer, output, sharded=manifest["format"] != "plain")
+    _save(trainer, recipe, tokenizer, output, sharded=form != "plain")
     if is_main:
         write_card(output, recipe, trainer.state.log_history)
     _barrier()
@@ -213,6 +218,17 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         )
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _load(recipe: Recipe, arguments: TrainingArguments, *, once: bool) -> tuple[Any, Any, Any]:
+    """Load the model; `once`: with weights in the main process only."""
+    if not once:
+        return load_model(recipe, seed=arguments.seed)
+    loaded = None
+    if arguments.process_index == 0:
+        loaded = load_model(recipe, seed=arguments.seed)
+    config = from_first_rank(loaded[0].config if loaded else None)
+    return loaded or load_model(recipe, seed=arguments.seed, config=config)
 
 
 def _rows(
@@ -274,7 +290,12 @@ def _save(
     kept = recipe.lora is not None and recipe.lora.save_adapter
     model = trainer.model
     if sharded or adapted:
-        model = standalone_model(trainer, recipe, adapter=output / "adapter" if kept else None)
+        model = standalone_model(
+            trainer,
+            recipe,
+            dtype=getattr(torch, recipe.save.dtype),
+            adapter=output / "adapter" if kept else None,
+        )
     if not trainer.is_world_process_zero():
         return
     model.config.use_cache = True
