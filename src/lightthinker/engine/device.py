@@ -26,6 +26,15 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
+def wants_engine_process(name: str | None) -> bool:
+    """Whether a server's engine on this device should be in a process of its own.
+
+    On a GPU the engine's Python and the server's each take a core. On a CPU the model wants all
+    cores anyway.
+    """
+    return resolve_device(name).type == "cuda"
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype | str:
     """Return the dtype of this name; `auto`: the checkpoint's, but float32 on a CPU."""
     if name == "auto":
