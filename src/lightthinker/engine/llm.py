@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any, cast
@@ -111,46 +112,36 @@ class LLM:
             "dtype": dtype, "compression": compression, "config": config, "load_format": load_format
         }  # fmt: skip
         self.engine: LLMEngine
-        with Console(stderr=True).status("starting") as status:
-            self._start(
-                model,
-                options,
-                (tensor_parallel_size, data_parallel_size),
-                engine_process=engine_process or tensor_parallel_size * data_parallel_size > 1,
-                on_phase=lambda words: status.update(f"starting: {words}"),
-            )
-        self._ids = itertools.count()
-        self._latest: dict[str, RequestOutput] = {}
-
-    def _start(
-        self,
-        model: str | Path,
-        options: dict[str, Any],
-        sizes: tuple[int, int],
-        *,
-        engine_process: bool,
-        on_phase: Callable[[str], None],
-    ) -> None:
-        """Load the engine and get it ready for speed, telling what is being done."""
-        if not engine_process:
+        sizes = tensor_parallel_size, data_parallel_size
+        if engine_process or sizes != (1, 1):
+            self._start_processes(model, options, sizes)
+        else:
             self.engine = load_engine(model, device=str(self.device), **options)
             self.model_config = self.engine.runner.model.config
             self.generation_config = self.engine.runner.model.generation_config
             self.tokenizer, self.compression = self.engine.tokenizer, self.engine.compression
-            self.engine.warm_up(on_phase)
-            return
+            with _shown_phases() as on_phase:
+                self.engine.warm_up(on_phase)
+        self._ids = itertools.count()
+        self._latest: dict[str, RequestOutput] = {}
+
+    def _start_processes(
+        self, model: str | Path, options: dict[str, Any], sizes: tuple[int, int]
+    ) -> None:
+        """Let engines be loaded elsewhere, and load here what is asked of no engine."""
         self.model_config, self.tokenizer = _load_config(model), _load_tokenizer(model)
         self.generation_config = _load_generation_config(model)
         override = options["compression"]
         self.compression = _compression(self.model_config, self.tokenizer, override, model)
-        parallel = ParallelEngine(
-            model,
-            options,
-            device=self.device,
-            tensor_parallel_size=sizes[0],
-            data_parallel_size=sizes[1],
-            on_phase=on_phase,
-        )
+        with _shown_phases() as on_phase:
+            parallel = ParallelEngine(
+                model,
+                options,
+                device=self.device,
+                tensor_parallel_size=sizes[0],
+                data_parallel_size=sizes[1],
+                on_phase=on_phase,
+            )
         # It has what generating takes: requests in, steps, outputs out.
         self.engine = cast(LLMEngine, parallel)
 
@@ -253,6 +244,13 @@ class LLM:
         """Render a conversation up to where reasoning begins."""
         begin = self.compression.reasoning_begin if self.compression else ""
         return render_prompt(self.tokenizer, messages, begin)
+
+
+@contextmanager
+def _shown_phases() -> Iterator[Callable[[str], None]]:
+    """Show a line that says what is being done, and give what changes it."""
+    with Console(stderr=True).status("starting") as status:
+        yield lambda words: status.update(f"starting: {words}")
 
 
 def load_engine(
