@@ -2,21 +2,35 @@
 
 Steps are launched, overlap with Python and are waited for as on a GPU, through the engine's own
 graph path, fast lane and asynchronous scheduling; only the model is missing. A step's samples are
-there so many seconds after the step before it, or after its launch, whichever is later.
+there so many seconds after the step before it, or after its launch, whichever is later. An engine
+on a GPU has more to do in Python than this one (launches, copies, metadata): so that what shares
+the interpreter with it shows, a step can be made to burn some.
+
+`pace_from_environment` is for processes that the one to be measured starts.
 """
 
 from __future__ import annotations
 
 import os
 import time
+import zlib
 from typing import Any
+
+ITERATIONS = 1000
+"""Of a loop of Python between two calls into torch: some 20 to 50 us."""
+
+BUFFER = bytes(8192)
+"""Long enough for zlib to let go of the interpreter's lock."""
+
+VARIABLE = "LIGHTTHINKER_PACED_DEVICE"
 
 
 class Device:
     """Knows when the newest launched step will be over."""
 
-    def __init__(self, step_s: float):
+    def __init__(self, step_s: float, python_s: float):
         self.step_s = step_s
+        self.num_slices = round(python_s / slice_s()) if python_s else 0
         self.over_at = 0.0
         self.num_steps = 0
 
@@ -24,6 +38,27 @@ class Device:
         """Begin another step, after the ones before it."""
         self.over_at = max(self.over_at, time.perf_counter()) + self.step_s
         self.num_steps += 1
+        for _ in range(self.num_slices):
+            count(ITERATIONS)
+            zlib.crc32(BUFFER)  # Gives the interpreter away for a moment, as calls into torch do.
+
+
+def count(number: int) -> None:
+    """Be busy in Python."""
+    for _ in range(number):
+        pass
+
+
+def slice_s() -> float:
+    """Return the seconds that a slice of Python takes while nobody disturbs it."""
+    times = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        for _ in range(20):
+            count(ITERATIONS)
+            zlib.crc32(BUFFER)
+        times.append(time.perf_counter() - begin)
+    return min(times) / 20
 
 
 class Event:
@@ -37,15 +72,32 @@ class Event:
         time.sleep(max(0.0, self.over_at - time.perf_counter()))
 
 
-def pace(step_s: float) -> None:
-    """Put the sleeping device in place of every engine made from now on, in this process."""
+def environment(step_ms: float, python_ms: float) -> dict[str, str]:
+    """Return what tells `pace_from_environment` of a started process."""
+    return {VARIABLE: f"{step_ms} {python_ms}", "TRITON_INTERPRET": "1"}
+
+
+def pace_from_environment() -> None:
+    """Pace this process if the one that started it says so."""
+    if VARIABLE in os.environ:
+        step_ms, python_ms = map(float, os.environ[VARIABLE].split())
+        pace(step_ms / 1e3, python_ms / 1e3)
+
+
+def pace(step_s: float, python_s: float = 0.0) -> None:
+    """Put the sleeping device in place of every engine made from now on, in this process.
+
+    Args:
+        step_s: Seconds that a step takes.
+        python_s: Seconds of processor time that launching one burns, holding the interpreter.
+    """
     os.environ["TRITON_INTERPRET"] = "1"
     import torch
 
     from lightthinker.engine import config, device_sampler, graphs, llm, pending, runner
     from lightthinker.kvcache import pool
 
-    device = Device(step_s)
+    device = Device(step_s, python_s)
 
     def settings(**given: Any) -> config.EngineConfig:
         return config.EngineConfig(

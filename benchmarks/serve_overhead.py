@@ -2,16 +2,20 @@
 
     python benchmarks/serve_overhead.py --output results/serve_overhead.json
 
-For each model a process loads one engine and is asked in turns to generate all requests itself
-(`bare`: nothing is reported before the end, the fastest there is; `bare_streaming`: every state of
-every request is reported to nobody) and to serve them (`served`: this process is the clients, which
-read streams to the end over HTTP). Same engine, same requests, same number at once; the best round
-of each counts, since what disturbs a round only makes it slower. `overhead_percent` is served
-against `bare`.
+For each model there are two processes on the same device, measured in turns and never at the same
+time. One has the engine in itself and generates all requests (`bare`: nothing is reported before
+the end, the fastest there is; `bare_streaming`: every state of every request is reported to
+nobody). The other is the server as `lightthinker serve` runs it on a GPU, its engine in a third
+process (`served`: this process is the clients, which read streams to the end over HTTP). With
+`--compare-in-process` the first process also serves (`served_in_process`: engine and server share
+an interpreter). Same requests, same number at once; the first round of each compiles kernels and
+does not count; the best of the others does, since what disturbs a round only makes it slower.
+`overhead_percent` is served against `bare`.
 
 A model is a checkpoint (`demo`: the bundled one) or a shape of harness.py, with random weights. On
 a machine without GPU, `--paced-ms 7` puts a device that only sleeps in place of the model and
-leaves everything else as it is: steps run as on a GPU, Python beside them.
+leaves everything else as it is: steps run as on a GPU, Python beside them. `--paced-python-ms 3`
+lets each step burn so much Python, as launching on a GPU does.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
@@ -27,9 +32,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import paced_device
 from harness import NUM_GISTS, SHAPES, note, parser, report
 
-READY_TIMEOUT_S = 400
+paced_device.pace_from_environment()  # Engines in processes of their own import this file, too.
+
+KINDS = ("in_process", "engine_process")
 
 
 def main() -> None:
@@ -43,16 +51,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         children = {}
         for model in options.models:  # All load and compile at the same time.
-            children[model] = Child(model, options, Path(folder))
-        for model, child in children.items():
+            children[model] = [Child(model, kind, options, Path(folder)) for kind in KINDS]
+        for model, (bare, served) in children.items():
             try:
-                rows.append(note(measure(model, child, options)))
+                rows.append(note(measure(model, bare, served, options)))
             except Exception as error:  # One model's failure does not take the others' numbers.
                 print(f"{model} failed: {error!r}", file=sys.stderr, flush=True)
             finally:
-                child.stop()
-    paced = {"paced_ms": options.paced_ms} if options.paced_ms else {}
-    report(options, rows, streams=options.streams, **paced)
+                bare.stop()
+                served.stop()
+    paced = {"paced_ms": options.paced_ms, "paced_python_ms": options.paced_python_ms}
+    report(
+        options,
+        rows,
+        streams=options.streams,
+        bare="engine in the measured process",
+        served="engine in a process of the server's",
+        served_in_process="engine in the server's process",
+        **(paced if options.paced_ms else {}),
+    )
     if len(rows) < len(options.models):
         sys.exit(1)
 
@@ -68,8 +85,13 @@ def parse() -> argparse.Namespace:
     made.add_argument("--seconds", type=float, default=600.0, help="begin no round after these")
     made.add_argument("--max-stream-updates-per-s", type=float, help="by default the server's")
     made.add_argument("--paced-ms", type=float, default=0.0, help="no GPU: a step sleeps so long")
+    made.add_argument("--paced-python-ms", type=float, default=0.0, help="and burns so much Python")
+    made.add_argument(
+        "--compare-in-process", action="store_true", help="serve without process, too"
+    )
     made.add_argument("--child", help=argparse.SUPPRESS)
     made.add_argument("--child-format", help=argparse.SUPPRESS)
+    made.add_argument("--child-kind", choices=KINDS, help=argparse.SUPPRESS)
     options = made.parse_args()
     options.begin = time.monotonic()
     if options.smoke:
@@ -79,16 +101,20 @@ def parse() -> argparse.Namespace:
 
 
 class Child:
-    """The process with the engine; asked by a line, answers with a line of JSON."""
+    """A process with an engine in it or below it; asked by a line, answers with a line of JSON."""
 
-    def __init__(self, model: str, options: argparse.Namespace, folder: Path):
+    def __init__(self, model: str, kind: str, options: argparse.Namespace, folder: Path):
         load_format = "dummy" if model in SHAPES else "auto"
         if model in SHAPES:
             model = str(write_folder(model, folder / model))
-        child = ["--child", model, "--child-format", load_format]
+        child = ["--child", model, "--child-format", load_format, "--child-kind", kind]
+        environment = dict(os.environ)
+        if options.paced_ms:
+            environment |= paced_device.environment(options.paced_ms, options.paced_python_ms)
         self.process = subprocess.Popen(
             [sys.executable, __file__, *sys.argv[1:], *child],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=environment,
         )  # fmt: skip
 
     def answer(self) -> dict[str, Any]:
@@ -117,24 +143,27 @@ class Child:
             self.process.wait()
 
 
-def measure(model: str, child: Child, options: argparse.Namespace) -> dict[str, Any]:
+def measure(model: str, bare: Child, served: Child, options: argparse.Namespace) -> dict[str, Any]:
     """Return a row of the results."""
-    started = child.answer()
-    print(f"{model}: {started}", file=sys.stderr, flush=True)
+    for child in (bare, served):
+        print(f"{model}: {child.answer()}", file=sys.stderr, flush=True)
     items = requests(options)
     num_tokens = sum(item["max_tokens"] for item in items)
     rates: dict[str, list[float]] = {"bare": [], "served": [], "bare_streaming": []}
+    if options.compare_in_process:
+        rates["served_in_process"] = []
     chunks = 0
-    for number in range(options.rounds):
-        if number and time.monotonic() - options.begin > options.seconds:
+    for number in range(1 + options.rounds):
+        if number > 1 and time.monotonic() - options.begin > options.seconds:
             break
-        rates["bare"].append(num_tokens / child.ask("bare")["seconds"])
-        port = child.ask("serve")["port"]
-        seconds, chunks = asyncio.run(clients(port, items, options))
-        child.ask("stop")
-        rates["served"].append(num_tokens / seconds)
-        rates["bare_streaming"].append(num_tokens / child.ask("bare_streaming")["seconds"])
-        print(f"{model}: {rates}", file=sys.stderr, flush=True)
+        seconds = {"bare": bare.ask("bare")["seconds"]}
+        seconds["served"], chunks = serve(served, items, options)
+        seconds["bare_streaming"] = bare.ask("bare_streaming")["seconds"]
+        if options.compare_in_process:
+            seconds["served_in_process"], _ = serve(bare, items, options)
+        for name, rate in rates.items() if number else ():
+            rate.append(num_tokens / seconds[name])
+        print(f"{model}, round {number}: {seconds}", file=sys.stderr, flush=True)
     best = {name: max(each) for name, each in rates.items()}
     return {
         "model": model,
@@ -144,6 +173,16 @@ def measure(model: str, child: Child, options: argparse.Namespace) -> dict[str, 
         **{f"{name}_tokens_per_s": [round(x, 1) for x in each] for name, each in rates.items()},
         "overhead_percent": round(100 * (1 - best["served"] / best["bare"]), 2),
     }
+
+
+def serve(
+    child: Child, items: list[dict[str, Any]], options: argparse.Namespace
+) -> tuple[float, int]:
+    """Let a child serve the requests; return the seconds it took and the chunks that came."""
+    port = child.ask("serve")["port"]
+    measured = asyncio.run(clients(port, items, options))
+    child.ask("stop")
+    return measured
 
 
 def requests(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The process that serve_overhead.py measures: one engine, bare or behind its server.
+"""A process that serve_overhead.py measures: one engine, bare or behind its server, here or below.
 
 Commands come as lines on stdin, answers go as lines of JSON to stdout. The `AsyncLLM` of a served
 round is shut down before the engine is used directly again.
@@ -19,10 +19,6 @@ from serve_overhead import requests
 
 def run(options: argparse.Namespace) -> None:
     """Load, then do what is asked until stdin ends."""
-    if options.paced_ms:
-        from paced_device import pace
-
-        pace(options.paced_ms / 1e3)
     from lightthinker import SamplingParams
     from lightthinker.demo.loading import open_llm
     from lightthinker.server.settings import MAX_STREAM_UPDATES_PER_S
@@ -37,6 +33,7 @@ def run(options: argparse.Namespace) -> None:
         num_kv_tokens=options.streams * (options.tokens[1] + 512),
         enforce_eager=options.enforce_eager,
         max_stream_updates_per_s=updates,
+        engine_process=options.child_kind == "engine_process",
     )
     prompts = [llm.prompt_ids(item["messages"]) for item in items]
     params = [
@@ -59,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
         else:
             stream_to_nobody(llm.engine, prompts, params)
         say(seconds=time.perf_counter() - begin)
+    llm.shutdown()
 
 
 def stream_to_nobody(engine: Any, prompts: list[list[int]], params: list[Any]) -> None:

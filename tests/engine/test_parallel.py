@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from multiprocessing import Pipe
 from threading import Thread
-from types import SimpleNamespace
 
 import httpx
 import pytest
+import torch
 
 from lightthinker import LLM, SamplingParams
 from lightthinker.engine import parallel_worker
+from lightthinker.engine.outputs import CompletionOutput, RequestOutput
 from lightthinker.engine.parallel import ParallelEngine, WorkerError
-from lightthinker.errors import RequestError
+from lightthinker.errors import CheckpointError, RequestError
 from lightthinker.server.settings import ServerSettings
 from lightthinker.testing.models import byte_tokenizer, tiny_checkpoint, tiny_model
 from lightthinker.testing.serving import running_server
@@ -128,8 +130,8 @@ def step_to_the_end(engine):
 
 def test_a_replica_that_cannot_load_says_why(tmp_path):
     options = {"dtype": "auto", "compression": None, "config": None}
-    with pytest.raises(WorkerError, match=r"no \*\.safetensors"):
-        ParallelEngine(tmp_path, options, device_type="cpu", data_parallel_size=2)
+    with pytest.raises(CheckpointError, match=r"no \*\.safetensors"):
+        ParallelEngine(tmp_path, options, device=torch.device("cpu"), data_parallel_size=2)
 
 
 class TalkativeEngine:
@@ -139,6 +141,13 @@ class TalkativeEngine:
 
     def __init__(self):
         self.aborted = set()
+        self.texts = itertools.cycle(["x" * 4_000_000, "y" * 4_000_000])
+
+    def warm_up(self, on_phase):
+        on_phase("warming up")
+
+    def num_sampled_tokens(self):
+        return {}
 
     def stats(self):
         return None
@@ -147,7 +156,8 @@ class TalkativeEngine:
         return True
 
     def step(self):
-        return [SimpleNamespace(request_id="long", finished=False, text="x" * 4_000_000)]
+        sample = CompletionOutput(0, next(self.texts), [])
+        return [RequestOutput("long", None, [], [sample], finished=False)]
 
     def abort_request(self, request_id):
         self.aborted.add(request_id)
@@ -159,6 +169,7 @@ def test_many_aborts_do_not_wait_for_outputs_that_nobody_reads(monkeypatch):
     ours, theirs = Pipe()
     worker = Thread(target=parallel_worker.serve, args=(theirs, 0, 1, 0, "cpu", {}), daemon=True)
     worker.start()
+    assert ours.recv() == parallel_worker.Loading("warming up")
     assert isinstance(ours.recv(), parallel_worker.Ready)
     names = [f"stream-{i}" for i in range(20_000)]
     asking = Thread(target=lambda: [ours.send(("abort", n)) for n in names], daemon=True)

@@ -34,6 +34,7 @@ def serve(
     enforce_eager: bool = False,
     tensor_parallel_size: int = 1,
     data_parallel_size: int = 1,
+    engine_process: bool | None = None,
     max_stream_updates_per_s: float = MAX_STREAM_UPDATES_PER_S,
     load_format: str = "auto",
 ) -> None:
@@ -68,6 +69,8 @@ def serve(
         enforce_eager: On a GPU, start quickly and run slower: no compiling, no CUDA graphs.
         tensor_parallel_size: Devices that share each copy of the model.
         data_parallel_size: Copies of the model.
+        engine_process: Run the engine in a process of its own, so that it and the server do not
+            wait for each other; by default on CUDA.
         max_stream_updates_per_s: Most chunks a second over all streams, beyond which each carries
             several tokens; `inf` for one per token.
         load_format: `dummy` draws random weights, to measure speed without a checkpoint.
@@ -101,6 +104,7 @@ def serve(
     sock = bind(host, port)
 
     from lightthinker.engine.async_llm import AsyncLLM, shorten_switch_interval
+    from lightthinker.engine.device import wants_engine_process
     from lightthinker.server.app import create_app
     from lightthinker.server.logs import configure_logging
     from lightthinker.server.run import make_server
@@ -112,6 +116,7 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens, num_kv_tokens=num_kv_tokens,
         enforce_eager=enforce_eager, tensor_parallel_size=tensor_parallel_size,
         data_parallel_size=data_parallel_size, load_format=load_format,
+        engine_process=wants_engine_process(device) if engine_process is None else engine_process,
         max_stream_updates_per_s=max_stream_updates_per_s,
     )  # fmt: skip
     shorten_switch_interval()
@@ -121,3 +126,4 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     print(f"Serving {settings.model_name} on http://{shown}:{sock.getsockname()[1]}", flush=True)
     asyncio.run(server.serve([sock]))
+    llm.shutdown()

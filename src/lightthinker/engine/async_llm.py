@@ -3,8 +3,9 @@
 Everything that touches the engine happens in that thread: requests and aborts come through a
 thread-safe queue that is emptied between steps, so an abort takes effect within one step. A reader
 gets the newest state, never a backlog: outputs are cumulative, so a slow reader misses steps and no
-text. Invariant: a request is unfinished in the engine exactly as long as its `RequestStream` is
-registered here. Knows no HTTP.
+text. An engine in a process of its own steps by itself: the thread then sends and receives, never
+waits for one request's answer, and is woken by whoever asks for something. Invariant: a request is
+unfinished in the engine exactly as long as its `RequestStream` is registered here. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 
 from lightthinker.engine.llm import LLM, Prompt
 from lightthinker.engine.outputs import RequestOutput
+from lightthinker.engine.parallel import Answer, ParallelEngine, WorkerError
 from lightthinker.engine.reporting import EngineStats
 from lightthinker.engine.request_stream import (
     EngineBusyError,
@@ -61,7 +63,7 @@ class Progress(NamedTuple):
 
 @dataclass
 class _Tracked:
-    """A request that is in the engine."""
+    """A request that is in the engine, or on its way there while it has no prompt length."""
 
     stream: RequestStream
     loop: asyncio.AbstractEventLoop
@@ -107,6 +109,8 @@ class AsyncLLM:
         self.max_requests = max_requests
         self.on_step = on_step
         self.failure: BaseException | None = None
+        engine: Any = llm.engine
+        self._remote: ParallelEngine | None = engine if isinstance(engine, ParallelEngine) else None
         self._commands: SimpleQueue[_Submit | RequestStream | None] = SimpleQueue()
         self._tracked: dict[str, _Tracked] = {}
         self._num_unfinished = 0
@@ -121,7 +125,12 @@ class AsyncLLM:
     @property
     def is_healthy(self) -> bool:
         """Whether the engine can still run requests."""
-        return self.failure is None and self._thread.is_alive()
+        return not self._is_dead and self._thread.is_alive()
+
+    @property
+    def _is_dead(self) -> bool:
+        """Whether the engine has failed, seen by a step or not."""
+        return self.failure is not None or not (self._remote is None or self._remote.is_alive())
 
     @property
     def is_accepting(self) -> bool:
@@ -172,9 +181,9 @@ class AsyncLLM:
                     "server takes; try again later."
                 )
             self._num_unfinished += 1
-        new = RequestStream(name, loop, self._commands.put, wake or asyncio.Event())
+        new = RequestStream(name, loop, self._command, wake or asyncio.Event())
         tracked = _Tracked(new, loop, 0, time.monotonic())
-        self._commands.put(_Submit(tracked, prompt, sampling_params or SamplingParams(), stream))
+        self._command(_Submit(tracked, prompt, sampling_params or SamplingParams(), stream))
         if self._stopped:
             self._refuse_submissions()
         try:
@@ -214,7 +223,7 @@ class AsyncLLM:
             await asyncio.sleep(0.02)
         if not self._num_unfinished:
             return True
-        self._commands.put(None)
+        self._command(None)
         while self._num_unfinished and self._thread.is_alive():
             await asyncio.sleep(0.02)
         return False
@@ -222,21 +231,25 @@ class AsyncLLM:
     def shutdown(self, timeout_s: float = 10.0) -> None:
         """Abort what runs and end the engine's thread."""
         self._accepting = False
-        self._commands.put(None)
+        self._command(None)
         self._thread.join(timeout_s)
+
+    def _command(self, command: _Submit | RequestStream | None) -> None:
+        """Ask the engine's thread for something: a request, its end, or the end of all."""
+        self._commands.put(command)
+        if self._remote is not None:
+            self._remote.wake()
 
     def _run(self) -> None:
         try:
-            if self.llm.device.type == "cuda":
+            if self._remote is None and self.llm.device.type == "cuda":
                 torch.cuda.set_device(self.llm.device)  # Each thread has a current device.
             while self._apply_commands():
                 self._step()
         except BaseException as error:
             logger.exception("the engine failed")
             self.failure = error
-            dead = EngineDeadError("The engine failed while this request was running.")
-            dead.__cause__ = error
-            self._fail_all(dead)
+            self._fail_all(_dead(error))
         self._accepting = False
         self._stopped = True
         self._refuse_submissions()
@@ -244,7 +257,8 @@ class AsyncLLM:
     def _apply_commands(self) -> bool:
         """Apply what was asked since the last step; wait while there is nothing to run."""
         while True:
-            idle = not self.llm.engine.has_unfinished_requests()
+            engine, remote = self.llm.engine, self._remote
+            idle = not engine.has_unfinished_requests() if remote is None else remote.is_quiet()
             try:
                 command = self._commands.get(block=idle)
             except Empty:
@@ -268,17 +282,30 @@ class AsyncLLM:
         if stream.finished:
             self._forget()
             return
+        submit = self._remote.submit_request if self._remote else engine.add_request
         try:
-            engine.add_request(
-                stream.request_id, command.prompt, command.params, stream=command.stream
-            )
+            submit(stream.request_id, command.prompt, command.params, stream=command.stream)
         except Exception as error:
             self._forget()
+            if isinstance(error, WorkerError):
+                self._post(tracked.loop, stream.fail, _dead(error))
+                raise
             self._post(tracked.loop, stream.fail, error)
             return
-        tracked.num_prompt_tokens = engine.num_prompt_tokens(stream.request_id)
         self._tracked[stream.request_id] = tracked
-        self._post(tracked.loop, stream.accept)
+        if self._remote is None:
+            num_tokens = engine.num_prompt_tokens(stream.request_id)
+            self._take_answer(Answer(stream.request_id, num_tokens))
+
+    def _take_answer(self, answer: Answer) -> None:
+        tracked = self._tracked[answer.request_id]
+        if answer.error is None:
+            tracked.num_prompt_tokens = answer.num_prompt_tokens
+            self._post(tracked.loop, tracked.stream.accept)
+            return
+        del self._tracked[answer.request_id]
+        self._forget()
+        self._post(tracked.loop, tracked.stream.fail, answer.error)
 
     def _abort(self, stream: RequestStream) -> None:
         tracked = self._tracked.get(stream.request_id)
@@ -292,10 +319,14 @@ class AsyncLLM:
     def _step(self) -> None:
         engine, begin = self.llm.engine, time.monotonic()
         outputs = engine.step()
+        for answer in self._remote.take_answers() if self._remote else ():
+            self._take_answer(answer)
         progress = []
         num_sampled_by_name = engine.num_sampled_tokens()
         final = {o.request_id: o for o in outputs if o.finished}
         for name, tracked in self._tracked.items():
+            if not tracked.num_prompt_tokens:
+                continue
             output = final.get(name)
             if output is not None:
                 num_sampled = sum(len(c.token_ids) for c in output.outputs)
@@ -351,7 +382,7 @@ class AsyncLLM:
                 self._post(tracked.loop, tracked.stream.fail, self._refusal())
 
     def _refusal(self) -> Exception:
-        if self.failure is not None:
+        if self._is_dead:
             return EngineDeadError("The engine has failed; the server has to be restarted.")
         return EngineStoppedError("The engine is shutting down and takes no new requests.")
 
@@ -372,6 +403,12 @@ def shorten_switch_interval() -> None:
     whoever owns the process calls this, as `lightthinker serve` does.
     """
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
+
+
+def _dead(error: BaseException) -> EngineDeadError:
+    dead = EngineDeadError("The engine failed while this request was running.")
+    dead.__cause__ = error
+    return dead
 
 
 def _deliver_all(deliveries: list[tuple[RequestStream, RequestOutput]]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from lightthinker.bundled import model_path
 from lightthinker.compression import CONFIG_KEY, CompressionConfig
 from lightthinker.encode import render_prompt
 from lightthinker.engine.architecture import check_architecture
+from lightthinker.engine.device import resolve_device, resolve_dtype
 from lightthinker.engine.dummy_weights import random_model
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.outputs import RequestOutput
@@ -55,6 +57,8 @@ class LLM:
         attention_backend: `torch`, `triton`, or `auto`: Triton on CUDA, torch on a CPU.
         tensor_parallel_size: Devices that share each copy of the model, in one process each.
         data_parallel_size: Copies of the model; requests go to the least busy one.
+        engine_process: Run a single engine in a process of its own, too: its Python and this
+            process's then do not wait for each other, and this process opens no CUDA context.
         load_format: `auto` reads the weights; `dummy` draws them, from config and tokenizer alone,
             to measure speed without a checkpoint.
         max_stream_updates_per_s: See `EngineConfig`.
@@ -86,11 +90,12 @@ class LLM:
         attention_backend: str = "auto",
         tensor_parallel_size: int = 1,
         data_parallel_size: int = 1,
+        engine_process: bool = False,
         load_format: str = "auto",
         max_stream_updates_per_s: float = inf,
     ):
         model = model_path(model)
-        self.device = _device(device)
+        self.device = resolve_device(device)
         config = EngineConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -107,33 +112,38 @@ class LLM:
             "dtype": dtype, "compression": compression, "config": config, "load_format": load_format
         }  # fmt: skip
         self.engine: LLMEngine
-        if tensor_parallel_size * data_parallel_size > 1:
-            self.model_config, self.tokenizer = _load_config(model), _load_tokenizer(model)
-            self.generation_config = _load_generation_config(model)
-            self.compression = _compression(self.model_config, self.tokenizer, compression, model)
-            parallel = ParallelEngine(
-                model,
-                options,
-                device_type=self.device.type,
-                tensor_parallel_size=tensor_parallel_size,
-                data_parallel_size=data_parallel_size,
-            )
-            # It has what generating takes: requests in, steps, outputs out.
-            self.engine = cast(LLMEngine, parallel)
+        sizes = tensor_parallel_size, data_parallel_size
+        if engine_process or sizes != (1, 1):
+            self._start_processes(model, options, sizes)
         else:
             self.engine = load_engine(model, device=str(self.device), **options)
             self.model_config = self.engine.runner.model.config
             self.generation_config = self.engine.runner.model.generation_config
             self.tokenizer, self.compression = self.engine.tokenizer, self.engine.compression
-            self._warm_up()
+            with _shown_phases() as on_phase:
+                self.engine.warm_up(on_phase)
         self._ids = itertools.count()
         self._latest: dict[str, RequestOutput] = {}
 
-    def _warm_up(self) -> None:
-        """Get the engine ready for speed, with a line that says what is being done."""
-        console = Console(stderr=True)
-        with console.status("starting") as status:
-            self.engine.warm_up(lambda words: status.update(f"starting: {words}"))
+    def _start_processes(
+        self, model: str | Path, options: dict[str, Any], sizes: tuple[int, int]
+    ) -> None:
+        """Let engines be loaded elsewhere, and load here what is asked of no engine."""
+        self.model_config, self.tokenizer = _load_config(model), _load_tokenizer(model)
+        self.generation_config = _load_generation_config(model)
+        override = options["compression"]
+        self.compression = _compression(self.model_config, self.tokenizer, override, model)
+        with _shown_phases() as on_phase:
+            parallel = ParallelEngine(
+                model,
+                options,
+                device=self.device,
+                tensor_parallel_size=sizes[0],
+                data_parallel_size=sizes[1],
+                on_phase=on_phase,
+            )
+        # It has what generating takes: requests in, steps, outputs out.
+        self.engine = cast(LLMEngine, parallel)
 
     @property
     def vocab_size(self) -> int:
@@ -236,6 +246,13 @@ class LLM:
         return render_prompt(self.tokenizer, messages, begin)
 
 
+@contextmanager
+def _shown_phases() -> Iterator[Callable[[str], None]]:
+    """Show a line that says what is being done, and give what changes it."""
+    with Console(stderr=True).status("starting") as status:
+        yield lambda words: status.update(f"starting: {words}")
+
+
 def load_engine(
     model: str | Path,
     *,
@@ -257,10 +274,10 @@ def load_engine(
         tensor_parallel: Load this rank's slice; torch.distributed is set up.
         load_format: `auto` or `dummy`.
     """
-    place = _device(device)
+    place = resolve_device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)  # Kernels are launched on the current device.
-    number_type = _dtype(dtype, place)
+    number_type = resolve_dtype(dtype, place)
     if load_format == "dummy" and not tensor_parallel:
         tokenizer = _load_tokenizer(model)
         loaded = random_model(_load_config(model), dtype=number_type, device=place)
@@ -375,30 +392,6 @@ def _load_generation_config(model: str | Path) -> Any:
         return GenerationConfig.from_pretrained(model)
     except OSError:
         return None  # A checkpoint need not have one.
-
-
-def _device(name: str | None) -> torch.device:
-    has_cuda = torch.cuda.is_available()
-    try:
-        device = torch.device(name or ("cuda" if has_cuda else "cpu"))
-    except RuntimeError as error:
-        raise RequestError(f"device is {name!r}; it must be cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and not has_cuda:
-        raise RequestError(f"device is {name!r}, but this machine has no CUDA device.")
-    if device.type == "cuda" and device.index is None:
-        # Asking for the current device would open a context, which a parent of workers should not.
-        index = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
-        return torch.device("cuda", index)
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype | str:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in allowed:
-        raise RequestError(f"dtype is {name!r}; it must be auto, {', '.join(allowed)}.")
-    return allowed[name]
 
 
 def _as_batch(prompts: Any) -> list[Prompt]:

@@ -4,7 +4,8 @@ Each *replica* holds the whole model and serves its own requests (data parallel)
 slice of every layer each (tensor parallel, transformers' own plan). Rank 0 talks to this process;
 before each step it tells the other ranks what was asked of it, so all ranks of a replica add, abort
 and step alike and stay in the same state without another word. What could make them differ, random
-seeds and the clock, is decided before it is told.
+seeds and the clock, is decided before it is told. One replica of one rank keeps the engine's Python
+out of the way of this process's, as a server wants it.
 
 Processes are spawned: a script that uses this needs the usual `if __name__ == "__main__":`.
 """
@@ -13,85 +14,24 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe, connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lightthinker.engine.outputs import RequestOutput
-from lightthinker.engine.parallel_worker import Added, Failed, Ready, Refused, Stepped, serve
+from lightthinker.engine.parallel_worker import Stepped
+from lightthinker.engine.replica import Answer, RemoteRequest, Replica, WorkerError
 from lightthinker.engine.reporting import EngineStats
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.errors import RequestError
 
+__all__ = ["Answer", "ParallelEngine", "WorkerError"]
+
 WAIT_S = 0.02
 """How long a step waits before it returns with nothing, so that callers can do something else."""
-
-
-class WorkerError(RuntimeError):
-    """A process of the engine has died or failed."""
-
-
-@dataclass
-class _Progress:
-    """What is known here of an unfinished request."""
-
-    num_prompt_tokens: int = 0
-    num_sampled_tokens: int = 0
-
-
-class _Replica:
-    """One replica's processes, and the pipe to its rank 0."""
-
-    def __init__(self, number: int, options: dict[str, Any], devices: Sequence[str]):
-        context = get_context("spawn")
-        self.number = number
-        self.pipe, theirs = context.Pipe()
-        port = _free_port()
-        self.processes = [
-            context.Process(
-                target=serve,
-                args=(theirs if rank == 0 else None, rank, len(devices), port, device, options),
-                daemon=True,
-                name=f"lightthinker-{number}-{rank}",
-            )
-            for rank, device in enumerate(devices)
-        ]
-        for process in self.processes:
-            process.start()
-        theirs.close()
-        self.unfinished: dict[str, _Progress] = {}
-        self.stats: EngineStats | None = None
-
-    @property
-    def watched(self) -> list[Any]:
-        """What to wait for: a message, or the death of any rank."""
-        return [self.pipe, *(process.sentinel for process in self.processes)]
-
-    def receive(self) -> Any:
-        """Return the next message; raises WorkerError if there will be none."""
-        connection.wait(self.watched)
-        if not self.pipe.poll():
-            # A rank has died, and the others may wait for it forever.
-            for process in self.processes:
-                process.terminate()
-        try:
-            message = self.pipe.recv()
-        except (EOFError, ConnectionError) as error:
-            raise WorkerError(
-                f"Replica {self.number} of the engine has died; the model has to be loaded anew."
-            ) from error
-        if isinstance(message, Failed):
-            raise WorkerError(f"Replica {self.number} of the engine failed: {message.reason}")
-        return message
-
-    def send(self, command: Any) -> None:
-        try:
-            self.pipe.send(command)
-        except (BrokenPipeError, ConnectionError) as error:
-            raise WorkerError(f"Replica {self.number} of the engine has died.") from error
 
 
 class ParallelEngine:
@@ -100,12 +40,14 @@ class ParallelEngine:
     Args:
         model: Folder or hub name.
         options: Arguments of `load_engine` that all processes share.
-        device_type: `cuda` or `cpu`; on CUDA, rank r of replica d takes GPU `d * ranks + r`.
+        device: On CUDA, rank r of replica d takes the GPU that is `d * ranks + r` after this one.
         tensor_parallel_size: Ranks per replica.
         data_parallel_size: Replicas.
+        on_phase: Told in words what the first replica does before it is ready.
 
     Raises:
         RequestError: There are fewer GPUs than processes.
+        LightThinkerError: What the engine cannot load, and why.
         WorkerError: A process could not start.
     """
 
@@ -114,33 +56,62 @@ class ParallelEngine:
         model: str | Path,
         options: dict[str, Any],
         *,
-        device_type: str,
+        device: torch.device,
         tensor_parallel_size: int = 1,
         data_parallel_size: int = 1,
+        on_phase: Callable[[str], None] = lambda words: None,
     ):
-        count = tensor_parallel_size * data_parallel_size
-        _check_devices(device_type, count)
-        self._replicas: list[_Replica] = []
+        first_gpu = device.index or 0
+        _check_devices(device, first_gpu + tensor_parallel_size * data_parallel_size)
+        self._replicas: list[Replica] = []
+        self._requests: dict[str, tuple[Replica, RemoteRequest]] = {}
         self._early: list[RequestOutput] = []
+        self._answers: list[Answer] = []
+        self._alarm, self._bell = Pipe(duplex=False)
+        self._is_rung = False
         try:
             for number in range(data_parallel_size):
-                first = number * tensor_parallel_size
+                first = first_gpu + number * tensor_parallel_size
                 devices = [
-                    f"cuda:{first + rank}" if device_type == "cuda" else "cpu"
+                    f"cuda:{first + rank}" if device.type == "cuda" else "cpu"
                     for rank in range(tensor_parallel_size)
                 ]
                 shared = {"model": str(model), **options}
-                self._replicas.append(_Replica(number, shared, devices))
-            ready = [replica.receive() for replica in self._replicas]
+                self._replicas.append(Replica(number, shared, devices))
+            ready = [replica.until_ready(on_phase) for replica in self._replicas]
         except BaseException:
             self.shutdown()
             raise
-        assert all(isinstance(message, Ready) for message in ready), ready
         self.kv_bytes_per_token: int = ready[0].kv_bytes_per_token
         self.max_model_len: int = ready[0].max_model_len
         self.vocab_size: int = ready[0].vocab_size
-        for replica, message in zip(self._replicas, ready, strict=True):
-            replica.stats = message.stats
+
+    def submit_request(
+        self,
+        request_id: str,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = True,
+    ) -> None:
+        """Send a request to the replica with the fewest, without waiting for its answer.
+
+        The engine looks at what was asked of it between steps. What it answers is told by
+        `take_answers`, before the request's first output.
+        """
+        if request_id in self._requests:
+            raise RequestError(f"Request id {request_id!r} is in use.")
+        params = params or SamplingParams()
+        if params.seed is None:
+            params = dataclasses.replace(params, seed=random.getrandbits(62))
+        replica = min(self._replicas, key=lambda r: len(r.unfinished))
+        request = replica.submit(request_id, prompt, params, stream=stream)
+        self._requests[request_id] = (replica, request)
+
+    def take_answers(self) -> list[Answer]:
+        """Return what has become of submitted requests since the last call."""
+        answers, self._answers = self._answers, []
+        return answers
 
     def add_request(
         self,
@@ -150,55 +121,60 @@ class ParallelEngine:
         *,
         stream: bool = True,
     ) -> None:
-        """Queue a request at the replica with the fewest; see `LLMEngine.add_request`."""
-        if self._replica_of(request_id):
-            raise RequestError(f"Request id {request_id!r} is in use.")
-        params = params or SamplingParams()
-        if params.seed is None:
-            params = dataclasses.replace(params, seed=random.getrandbits(62))
-        replica = min(self._replicas, key=lambda r: len(r.unfinished))
-        replica.send(("add", request_id, prompt, params, stream))
+        """Submit a request and wait for the answer; see `LLMEngine.add_request`."""
+        self.submit_request(request_id, prompt, params, stream=stream)
+        replica = self._requests[request_id][0]
         while True:
-            message = replica.receive()
-            if isinstance(message, Stepped):
-                self._early += self._note(replica, message)
-            elif isinstance(message, Refused):
-                raise message.error
-            else:
-                assert isinstance(message, Added), message
-                replica.unfinished[request_id] = _Progress(message.num_prompt_tokens)
-                return
+            for answer in self._answers:
+                if answer.request_id == request_id:
+                    self._answers.remove(answer)
+                    if answer.error is not None:
+                        raise answer.error
+                    return
+            self._early += self._take(replica)[1]
 
     def abort_request(self, request_id: str) -> None:
         """End a request and free what it holds; unknown ids are ignored."""
-        replica = self._replica_of(request_id)
-        if replica:
-            del replica.unfinished[request_id]
-            replica.send(("abort", request_id))
         self._early = [o for o in self._early if o.request_id != request_id]
+        self._answers = [a for a in self._answers if a.request_id != request_id]
+        if request_id in self._requests:
+            replica, request = self._requests.pop(request_id)
+            replica.abort(request)
 
     def has_unfinished_requests(self) -> bool:
         """Whether a request still waits or runs, or has an output that nobody took."""
-        return bool(self._early) or any(r.unfinished for r in self._replicas)
+        return bool(self._early or self._requests)
+
+    def is_quiet(self) -> bool:
+        """Whether nothing is unfinished and the engines have let go of all that was aborted."""
+        busy = self.has_unfinished_requests() or self._answers
+        return not busy and not any(replica.ending for replica in self._replicas)
+
+    def is_alive(self) -> bool:
+        """Whether all processes run."""
+        return all(replica.is_alive for replica in self._replicas)
 
     def num_prompt_tokens(self, request_id: str) -> int:
         """Return the prompt length of an unfinished request."""
-        return self._progress(request_id).num_prompt_tokens
+        return self._requests[request_id][1].num_prompt_tokens
 
     def num_sampled_tokens(self) -> dict[str, int]:
-        """Return how many tokens each unfinished request has sampled, if it streams; else 0."""
-        return {
-            name: progress.num_sampled_tokens
-            for replica in self._replicas
-            for name, progress in replica.unfinished.items()
-        }
+        """Return how many tokens each unfinished request has sampled, over its samples."""
+        requests = self._requests.items()
+        return {name: request.num_sampled_tokens for name, (_, request) in requests}
 
     def is_scheduled(self, request_id: str) -> bool:
-        """Whether an unfinished request that streams has sampled a token."""
-        return self._progress(request_id).num_sampled_tokens > 0
+        """Whether any token of an unfinished request has been forwarded."""
+        return self._requests[request_id][1].is_scheduled
+
+    def wake(self) -> None:
+        """Let a `step` that waits, or the next one, return at once; from any thread."""
+        if not self._is_rung:
+            self._is_rung = True
+            self._bell.send_bytes(b"!")
 
     def step(self) -> list[RequestOutput]:
-        """Wait a moment for any replica's step.
+        """Wait a moment for any replica's step, or until `wake` is called.
 
         Returns the requests that changed and stream, or finished.
 
@@ -206,12 +182,18 @@ class ParallelEngine:
             WorkerError: A process died; its requests are lost.
         """
         outputs, self._early = self._early, []
-        busy = [r for r in self._replicas if r.unfinished]
-        if busy:
-            watched = [one for r in busy for one in r.watched]
-            ready = set(connection.wait(watched, timeout=0 if outputs else WAIT_S))
-            for replica in (r for r in busy if ready.intersection(r.watched)):
-                outputs += self._note(replica, replica.receive())
+        busy = [r for r in self._replicas if r.unfinished or r.ending]
+        watched = [one for r in busy for one in r.watched]
+        ready = set(connection.wait([self._alarm, *watched], timeout=0 if outputs else WAIT_S))
+        if self._alarm in ready:
+            self._alarm.recv_bytes()
+            self._is_rung = False
+        for replica in (r for r in busy if ready.intersection(r.watched)):
+            has_stepped = False
+            while not has_stepped:  # Answers before a step do not wait for the next call.
+                has_stepped, new = self._take(replica)
+                outputs += new
+                has_stepped = has_stepped or not replica.pipe.poll()
         return outputs
 
     def stats(self) -> EngineStats:
@@ -222,51 +204,28 @@ class ParallelEngine:
     def shutdown(self) -> None:
         """End all processes."""
         for replica in self._replicas:
-            replica.pipe.close()
+            replica.close()
         for replica in self._replicas:
-            for process in replica.processes:
-                process.join(5)
-                if process.is_alive():
-                    process.terminate()
-                    process.join()
+            replica.join()
         self._replicas = []
 
-    def _progress(self, request_id: str) -> _Progress:
-        replica = self._replica_of(request_id)
-        assert replica is not None, f"{request_id} is not unfinished"
-        return replica.unfinished[request_id]
-
-    def _replica_of(self, request_id: str) -> _Replica | None:
-        return next((r for r in self._replicas if request_id in r.unfinished), None)
-
-    def _note(self, replica: _Replica, message: Stepped) -> list[RequestOutput]:
-        """Take a step's outputs, without those of requests aborted meanwhile."""
-        assert isinstance(message, Stepped), message
-        replica.stats = message.stats
-        wanted = [o for o in message.outputs if o.request_id in replica.unfinished]
-        for output in wanted:
-            if output.finished:
-                del replica.unfinished[output.request_id]
-            else:
-                sampled = sum(len(sample.token_ids) for sample in output.outputs)
-                replica.unfinished[output.request_id].num_sampled_tokens = sampled
-        return wanted
+    def _take(self, replica: Replica) -> tuple[bool, list[RequestOutput]]:
+        """Take a replica's next message; return whether it was a step's, and its outputs."""
+        message = replica.receive()
+        answers, outputs = replica.note(message)
+        self._answers += answers
+        refused = [answer.request_id for answer in answers if answer.error is not None]
+        for name in refused + [output.request_id for output in outputs if output.finished]:
+            del self._requests[name]
+        return isinstance(message, Stepped), outputs
 
 
-def _check_devices(device_type: str, count: int) -> None:
-    if device_type != "cuda":
+def _check_devices(device: torch.device, count: int) -> None:
+    if device.type != "cuda":
         return
-    import torch
-
     available = torch.cuda.device_count()
     if available < count:
         raise RequestError(
-            f"{count} GPUs are asked for (tensor_parallel_size x data_parallel_size), "
-            f"{available} are there."
+            f"{count} GPUs are asked for (tensor_parallel_size x data_parallel_size, from "
+            f"{device} on), {available} are there."
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

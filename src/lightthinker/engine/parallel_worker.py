@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
+import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -17,12 +19,20 @@ from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from lightthinker.engine.output_deltas import DeltaEncoder, RequestDelta
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.reporting import EngineStats
 from lightthinker.errors import LightThinkerError
 
 if TYPE_CHECKING:
     from lightthinker.engine.engine import LLMEngine
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What the replica is doing before it is ready, in words."""
+
+    words: str
 
 
 @dataclass(frozen=True)
@@ -37,15 +47,17 @@ class Ready:
 
 @dataclass(frozen=True)
 class Failed:
-    """The replica has ended."""
+    """The replica has ended; `error` is what the user can act on, if it was such an error."""
 
     reason: str
+    error: LightThinkerError | None = None
 
 
 @dataclass(frozen=True)
 class Added:
     """A request was taken."""
 
+    key: str
     num_prompt_tokens: int
 
 
@@ -53,15 +65,37 @@ class Added:
 class Refused:
     """A request was refused."""
 
-    error: LightThinkerError
+    key: str
+    error: Exception
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a step gave."""
+    """What a step gave, or aborts without one.
 
-    outputs: list[RequestOutput]
+    Attributes:
+        deltas: What the engine reports, as additions to earlier reports.
+        num_sampled: Tokens sampled so far, by unfinished request.
+        scheduled: Requests of which a first token was forwarded in this step.
+        aborted: Requests that have been aborted.
+        stats: The engine's, after it.
+    """
+
+    deltas: list[RequestDelta]
+    num_sampled: dict[str, int]
+    scheduled: list[str]
+    aborted: list[str]
     stats: EngineStats
+
+
+def run_process(*args: Any) -> None:
+    """`serve`, as the main function of a process.
+
+    Ctrl-C goes to all processes of a terminal: the one that asks decides what it means, and closes
+    the pipe when this one is to end.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(*args)
 
 
 def serve(
@@ -84,12 +118,16 @@ def serve(
     """
     try:
         engine = _load(rank, num_ranks, port, device, options)
+        engine.warm_up(lambda words: pipe.send(Loading(words)) if pipe else None)
         if pipe:
             sizes = engine.kv_bytes_per_token, engine.max_model_len, engine.vocab_size
             pipe.send(Ready(*sizes, engine.stats()))
         _Worker(engine, pipe, num_ranks).run()
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return
+    except LightThinkerError as error:
+        if pipe:
+            pipe.send(Failed(str(error), error))
     except BaseException as error:
         if pipe:
             pipe.send(Failed(f"{type(error).__name__}: {error}"))
@@ -112,11 +150,12 @@ def _load(rank: int, num_ranks: int, port: int, device: str, options: dict[str, 
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         # Ranks wait for rank 0's next command as long as nobody asks anything of it.
         torch.distributed.init_process_group(backend, timeout=timedelta(days=365))
+    from transformers.utils import logging
+
     from lightthinker.engine.llm import load_engine
 
-    engine = load_engine(device=device, tensor_parallel=num_ranks > 1, **options)
-    engine.warm_up()
-    return engine
+    logging.disable_progress_bar()  # Several processes would draw over each other.
+    return load_engine(device=device, tensor_parallel=num_ranks > 1, **options)
 
 
 class _Inbox:
@@ -154,6 +193,9 @@ class _Worker:
         self.inbox = _Inbox(pipe) if pipe else None
         self.num_ranks = num_ranks
         self.deadlines: dict[str, float] = {}
+        self.encoder = DeltaEncoder()
+        self.unscheduled: set[str] = set()
+        self.aborted: list[str] = []
 
     def run(self) -> None:
         while True:
@@ -162,19 +204,32 @@ class _Worker:
                 return
             for command in commands:
                 self._apply(*command)
-            if self.engine.has_unfinished_requests():
-                outputs = self.engine.step()
-                self._answer(Stepped(outputs, self.engine.stats()) if outputs else None)
-                for output in outputs:
-                    if output.finished:
-                        self.deadlines.pop(output.request_id, None)
+            is_busy = self.engine.has_unfinished_requests()
+            outputs = self.engine.step() if is_busy else []
+            if self.pipe and (is_busy or self.aborted):
+                self.pipe.send(self._report(outputs))
+
+    def _report(self, outputs: list[RequestOutput]) -> Stepped:
+        for output in outputs:
+            if output.finished:
+                self._forget(output.request_id)
+        scheduled = [key for key in self.unscheduled if self.engine.is_scheduled(key)]
+        self.unscheduled.difference_update(scheduled)
+        aborted, self.aborted = self.aborted, []
+        return Stepped(
+            [self.encoder.encode(output) for output in outputs],
+            self.engine.num_sampled_tokens(),
+            scheduled,
+            aborted,
+            self.engine.stats(),
+        )
 
     def _commands(self) -> list[tuple[Any, ...]] | None:
         """Return what was asked since the last step; waits while there is nothing to run."""
         assert self.inbox is not None
         now = monotonic()
-        overdue = [name for name, deadline in self.deadlines.items() if now >= deadline]
-        commands: list[tuple[Any, ...]] = [("expire", name) for name in overdue]
+        overdue = [key for key, deadline in self.deadlines.items() if now >= deadline]
+        commands: list[tuple[Any, ...]] = [("expire", key) for key in overdue]
         try:
             while self.inbox or not (commands or self.engine.has_unfinished_requests()):
                 commands.append(self.inbox.get())
@@ -192,28 +247,43 @@ class _Worker:
         torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
-    def _apply(self, name: str, request_id: str, *details: Any) -> None:
+    def _apply(self, name: str, key: str, *details: Any) -> None:
         if name == "abort":
-            self.deadlines.pop(request_id, None)
-            self.engine.abort_request(request_id)
+            self._forget(key)
+            self.encoder.forget(key)
+            if self.pipe:
+                self.aborted.append(key)
+            self.engine.abort_request(key)
         elif name == "expire":
-            self.deadlines.pop(request_id, None)
-            self.engine.expire_request(request_id)
+            self.deadlines.pop(key, None)
+            self.engine.expire_request(key)
         else:
-            self._add(request_id, *details)
+            self._add(key, *details)
 
-    def _add(self, request_id: str, prompt: Any, params: Any, stream: bool) -> None:
+    def _add(self, key: str, prompt: Any, params: Any, stream: bool) -> None:
         # Each rank has a clock of its own; rank 0's decides, and `expire` tells the others.
         timeless = dataclasses.replace(params, timeout_s=None)
         try:
-            self.engine.add_request(request_id, prompt, timeless, stream=stream)
-        except LightThinkerError as error:
-            self._answer(Refused(error))
+            self.engine.add_request(key, prompt, timeless, stream=stream)
+        except Exception as error:  # It is this request's, as it would be in one process.
+            if self.pipe:
+                self.pipe.send(Refused(key, _portable(error)))
             return
-        if self.pipe and params.timeout_s is not None:
-            self.deadlines[request_id] = monotonic() + params.timeout_s
-        self._answer(Added(self.engine.num_prompt_tokens(request_id)))
+        if self.pipe:
+            self.unscheduled.add(key)
+            if params.timeout_s is not None:
+                self.deadlines[key] = monotonic() + params.timeout_s
+            self.pipe.send(Added(key, self.engine.num_prompt_tokens(key)))
 
-    def _answer(self, message: Any) -> None:
-        if self.pipe and message is not None:
-            self.pipe.send(message)
+    def _forget(self, key: str) -> None:
+        self.deadlines.pop(key, None)
+        self.unscheduled.discard(key)
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that can be told to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -31,6 +31,7 @@ class EngineReplica:
         from lightthinker.bundled import model_path
         from lightthinker.demo.loading import open_llm
         from lightthinker.engine.async_llm import AsyncLLM, shorten_switch_interval
+        from lightthinker.engine.device import wants_engine_process
         from lightthinker.server.app import create_app
         from lightthinker.server.settings import (
             MAX_STREAM_UPDATES_PER_S,
@@ -43,6 +44,7 @@ class EngineReplica:
             settings.model, device=settings.device, dtype=settings.dtype,
             max_num_seqs=settings.max_num_seqs, num_kv_tokens=settings.num_kv_tokens,
             max_stream_updates_per_s=MAX_STREAM_UPDATES_PER_S,
+            engine_process=wants_engine_process(settings.device),
         )  # fmt: skip
         limits = ServerSettings(
             model_name=settings.served_model_name or Path(model_path(settings.model)).name,
@@ -72,6 +74,7 @@ class EngineReplica:
     def __del__(self) -> None:
         if hasattr(self, "engine"):
             self.engine.shutdown()
+            self.engine.llm.shutdown()
 
 
 class _Front:
