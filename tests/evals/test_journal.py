@@ -121,7 +121,16 @@ def test_shards_wait_for_matched_budgets_and_merge_to_the_same(
     _, records = begin().results(begin().run())
 
     assert without_time(records) == uninterrupted
-    assert device_names(tmp_path / "run.parts")[0].startswith("2 x ")
+    (name,) = device_names(tmp_path / "run.parts")
+    assert " x " not in name, "both shards ran on this machine"
+
+
+def test_devices_are_counted_and_not_who_shares_them(tmp_path: Path) -> None:
+    places = [("H100", "a"), ("H100", "b"), ("H100", "a"), ("L4", "c")]
+    for shard, (name, unit) in enumerate(places):
+        with JournalWriter(tmp_path, shard=shard, num_shards=4) as journal:
+            journal.note_device(name, unit)
+    assert device_names(tmp_path) == ["2 x H100", "L4"]
 
 
 def test_two_processes_at_once_give_the_records_of_one(

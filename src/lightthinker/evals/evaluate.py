@@ -38,6 +38,7 @@ from lightthinker.evals.methods import (
 from lightthinker.evals.progress import EvalProgress
 from lightthinker.evals.provenance import (
     device_name,
+    device_unit,
     git_commit,
     model_digests,
     package_versions,
@@ -154,7 +155,7 @@ class Evaluation:
                 journal.write(record)
                 check()
 
-            journal.note_device(device_name(self.llm))
+            journal.note_device(device_name(self.llm), device_unit(self.llm))
             return self._run_missing(problems, done, keep)
 
     def num_missing(self, shard: Shard, records: Iterable[SampleRecord]) -> int:

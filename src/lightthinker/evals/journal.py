@@ -142,9 +142,9 @@ class JournalWriter:
             written += os.write(self._file, line[written:])
         os.fsync(self._file)
 
-    def note_device(self, name: str) -> None:
-        """Remember where this shard runs."""
-        self.path.with_suffix(".device").write_text(name, encoding="utf-8")
+    def note_device(self, name: str, unit: str) -> None:
+        """Remember where this shard runs: the kind of device, and which one of its kind."""
+        self.path.with_suffix(".device").write_text(f"{name}\n{unit}", encoding="utf-8")
 
     def __enter__(self) -> JournalWriter:
         return self
@@ -181,15 +181,12 @@ class JournalFollower:
 
 def device_names(folder: Path) -> list[str]:
     """Return the devices that the records of a journal come from, as `2 x NVIDIA H100`."""
-    splits: dict[str, list[str]] = {}
+    units: dict[str, set[str]] = {}
     for file in sorted(folder.glob("*.device")):
-        splits.setdefault(file.stem.rpartition("-")[2], []).append(file.read_text("utf-8"))
-    most = {
-        name: max(devices.count(name) for devices in splits.values())
-        for devices in splits.values()
-        for name in devices
-    }
-    return [f"{count} x {name}" if count > 1 else name for name, count in most.items()]
+        name, _, unit = file.read_text("utf-8").partition("\n")
+        units.setdefault(name, set()).add(unit)
+    counts = {name: len(each) for name, each in units.items()}
+    return [f"{count} x {name}" if count > 1 else name for name, count in counts.items()]
 
 
 def part_path(folder: Path, *, shard: int, num_shards: int) -> Path:

@@ -37,6 +37,15 @@ def device_name(llm: LLM) -> str:
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"
 
 
+def device_unit(llm: LLM) -> str:
+    """Return which one of its kind a model's device is, the same for all who share it."""
+    if llm.device.type == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_properties(llm.device).uuid)
+    return platform.node()
+
+
 def model_digests(model: str | Path) -> dict[str, str]:
     """Return a local checkpoint's digests; a hub name has none.
 
