@@ -10,7 +10,7 @@ import pytest
 
 from lightthinker import LLM, AsyncLLM, SamplingParams
 from lightthinker.compression import CompressionConfig
-from lightthinker.engine.async_llm import SWITCH_INTERVAL_S, shorten_switch_interval
+from lightthinker.engine.interpreter import SWITCH_INTERVAL_S, shorten_switch_interval
 from lightthinker.engine.request_stream import (
     EngineBusyError,
     EngineDeadError,

@@ -103,8 +103,9 @@ def serve(
     )  # fmt: skip
     sock = bind(host, port)
 
-    from lightthinker.engine.async_llm import AsyncLLM, shorten_switch_interval
+    from lightthinker.engine.async_llm import AsyncLLM
     from lightthinker.engine.device import wants_engine_process
+    from lightthinker.engine.interpreter import shorten_switch_interval
     from lightthinker.server.app import create_app
     from lightthinker.server.logs import configure_logging
     from lightthinker.server.run import make_server

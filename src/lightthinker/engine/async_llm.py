@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -37,8 +36,6 @@ from lightthinker.engine.request_stream import (
 from lightthinker.engine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
-
-SWITCH_INTERVAL_S = 1e-4
 
 
 class Progress(NamedTuple):
@@ -392,17 +389,6 @@ class AsyncLLM:
             loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             logger.debug("a reader's event loop is closed")
-
-
-def shorten_switch_interval() -> None:
-    """Let the engine's thread have the interpreter soon after it asks for it.
-
-    CPython lets a thread that runs keep the interpreter for 5 ms, most of a step of a 7B model, and
-    the engine's thread asks anew after each wait and each call into torch. With 64 streams written
-    in the event loop that more than doubled the time of a step. The interval is the process's:
-    whoever owns the process calls this, as `lightthinker serve` does.
-    """
-    sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
 
 
 def _dead(error: BaseException) -> EngineDeadError:

@@ -30,8 +30,9 @@ class EngineReplica:
     def __init__(self, settings: RayServeSettings):
         from lightthinker.bundled import model_path
         from lightthinker.demo.loading import open_llm
-        from lightthinker.engine.async_llm import AsyncLLM, shorten_switch_interval
+        from lightthinker.engine.async_llm import AsyncLLM
         from lightthinker.engine.device import wants_engine_process
+        from lightthinker.engine.interpreter import shorten_switch_interval
         from lightthinker.server.app import create_app
         from lightthinker.server.settings import (
             MAX_STREAM_UPDATES_PER_S,
