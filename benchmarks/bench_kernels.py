@@ -16,10 +16,8 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,7 +29,7 @@ import torch
 
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-import triton
+from kernel_report import heading
 
 from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
 from lightthinker.attention.rows_metadata import RowsCapacity, RowsMetadata
@@ -351,15 +349,7 @@ BENCHMARKS = {
 
 def report(bench: Bench, seed: int) -> dict[str, Any]:
     return {
-        "benchmark": "bench_kernels",
-        "device": torch.cuda.get_device_name() if ON_CUDA else "cpu (Triton interpreter)",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-        },
-        "command": " ".join(["python", "benchmarks/bench_kernels.py", *sys.argv[1:]]),
-        "seed": seed,
+        **heading("bench_kernels", seed),
         "bandwidth_bytes_per_s": BANDWIDTH,
         "flops_per_s": FLOPS,
         "rows": bench.rows,

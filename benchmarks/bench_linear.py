@@ -18,9 +18,7 @@ import gc
 import json
 import multiprocessing
 import os
-import platform
 import statistics
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -33,7 +31,7 @@ import torch
 
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-import triton
+from kernel_report import heading
 from torch.nn import functional as F
 
 from lightthinker.attention.triton.launch import next_power_of_two
@@ -465,15 +463,7 @@ SMOKE = Plan(TINY, (20,), (20,))
 
 def report(rows: Any, chains: Any, seed: int) -> dict[str, Any]:
     return {
-        "benchmark": "bench_linear",
-        "device": torch.cuda.get_device_name() if ON_CUDA else "cpu (Triton interpreter)",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-        },
-        "command": " ".join(["python", "benchmarks/bench_linear.py", *sys.argv[1:]]),
-        "seed": seed,
+        **heading("bench_linear", seed),
         "bandwidth_bytes_per_s": BANDWIDTH,
         "rows": rows,
         "chain_ms_per_layer": chains,

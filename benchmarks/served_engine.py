@@ -69,7 +69,8 @@ def stream_to_nobody(engine: Any, prompts: list[list[int]], params: list[Any]) -
 
 def serve(llm: Any, options: argparse.Namespace) -> None:
     """Serve until the next line, with the settings of `lightthinker serve`."""
-    from lightthinker.engine.async_llm import AsyncLLM, shorten_switch_interval
+    from lightthinker.engine.async_llm import AsyncLLM
+    from lightthinker.engine.interpreter import shorten_switch_interval
     from lightthinker.server.address import bind
     from lightthinker.server.app import create_app
     from lightthinker.server.run import make_server
