@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import time
 
@@ -10,7 +11,11 @@ import pytest
 
 from lightthinker import LLM, AsyncLLM, SamplingParams
 from lightthinker.compression import CompressionConfig
-from lightthinker.engine.interpreter import SWITCH_INTERVAL_S, shorten_switch_interval
+from lightthinker.engine.interpreter import (
+    SWITCH_INTERVAL_S,
+    exempt_what_stays,
+    shorten_switch_interval,
+)
 from lightthinker.engine.request_stream import (
     EngineBusyError,
     EngineDeadError,
@@ -273,3 +278,13 @@ def test_the_interpreter_is_shared_finely_and_never_more_coarsely():
         assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S / 2, abs=2e-6)
     finally:
         sys.setswitchinterval(before)
+
+
+def test_what_is_there_when_the_engine_is_ready_is_never_collected_again():
+    before = gc.get_freeze_count()
+    try:
+        exempt_what_stays()
+        assert gc.get_freeze_count() > before
+        assert not gc.get_objects(generation=2), "a full collection still looks through them"
+    finally:
+        gc.unfreeze()

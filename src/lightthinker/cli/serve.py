@@ -105,7 +105,7 @@ def serve(
 
     from lightthinker.engine.async_llm import AsyncLLM
     from lightthinker.engine.device import wants_engine_process
-    from lightthinker.engine.interpreter import shorten_switch_interval
+    from lightthinker.engine.interpreter import exempt_what_stays, shorten_switch_interval
     from lightthinker.server.app import create_app
     from lightthinker.server.logs import configure_logging
     from lightthinker.server.run import make_server
@@ -124,6 +124,7 @@ def serve(
     engine = AsyncLLM(llm, max_requests=max_num_seqs + max_queued_requests)
     tracing = tracing_from_environment(settings.model_name)
     server = make_server(create_app(engine, settings, tracing), engine, settings)
+    exempt_what_stays()
     shown = f"[{host}]" if ":" in host else host
     print(f"Serving {settings.model_name} on http://{shown}:{sock.getsockname()[1]}", flush=True)
     asyncio.run(server.serve([sock]))

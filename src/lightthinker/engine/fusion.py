@@ -155,12 +155,12 @@ def merge_projections(module: fx.GraphModule) -> int:
 def compile_merged(module: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
     """Inductor with merged projections and our matmuls, a backend for `torch.compile`.
 
-    With LIGHTTHINKER_COMBO_KERNELS=1 in the environment, small kernels that do not need each other,
-    such as RoPE of queries and of keys, become one.
+    Small kernels that do not need each other, such as RoPE of queries and of keys, become one;
+    LIGHTTHINKER_COMBO_KERNELS=0 in the environment keeps them apart.
     """
     merge_projections(module)
     use_skinny_linears(module)
-    combine = os.environ.get("LIGHTTHINKER_COMBO_KERNELS") == "1"
+    combine = os.environ.get("LIGHTTHINKER_COMBO_KERNELS", "1") != "0"
     options = {"combo_kernels": True} if combine else None
     with dependent_launch():
         compiled: Callable[..., Any] = torch._inductor.compile(module, example_inputs, options)

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import pickle
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -19,6 +20,7 @@ from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from lightthinker.engine.interpreter import exempt_what_stays
 from lightthinker.engine.output_deltas import DeltaEncoder, RequestDelta
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.reporting import EngineStats
@@ -95,7 +97,7 @@ def run_process(*args: Any) -> None:
     the pipe when this one is to end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(*args)
+    serve(*args, on_ready=exempt_what_stays)
 
 
 def serve(
@@ -105,6 +107,7 @@ def serve(
     port: int,
     device: str,
     options: dict[str, Any],
+    on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Load the engine and run until the pipe is closed.
 
@@ -115,10 +118,12 @@ def serve(
         port: Where the ranks meet, on this host.
         device: Torch device.
         options: Arguments of `load_engine`.
+        on_ready: Called once the engine is warm.
     """
     try:
         engine = _load(rank, num_ranks, port, device, options)
         engine.warm_up(lambda words: pipe.send(Loading(words)) if pipe else None)
+        on_ready()
         if pipe:
             sizes = engine.kv_bytes_per_token, engine.max_model_len, engine.vocab_size
             pipe.send(Ready(*sizes, engine.stats()))

@@ -32,7 +32,7 @@ class EngineReplica:
         from lightthinker.demo.loading import open_llm
         from lightthinker.engine.async_llm import AsyncLLM
         from lightthinker.engine.device import wants_engine_process
-        from lightthinker.engine.interpreter import shorten_switch_interval
+        from lightthinker.engine.interpreter import exempt_what_stays, shorten_switch_interval
         from lightthinker.server.app import create_app
         from lightthinker.server.settings import (
             MAX_STREAM_UPDATES_PER_S,
@@ -56,6 +56,7 @@ class EngineReplica:
         self.engine = AsyncLLM(llm, max_requests=settings.max_num_seqs + queued)
         tracing = tracing_from_environment(limits.model_name)
         self.app = create_app(self.engine, limits, tracing)
+        exempt_what_stays()
 
     async def forward(self, request: HttpRequest) -> AsyncIterator[Message]:
         """Answer a request as the server does; cancelling it aborts the generation."""
