@@ -3,8 +3,9 @@
 Fused attention never shows its probabilities, so they are computed once more, in plain PyTorch, for
 the observed rows only, and added up per slot and KV head beside the keys (`PagePool.scores`). Works
 with any backend, which it stands around for a step (`watching`): once a layer's keys are stored and
-attended to, the observed rows attend again. A step without observed rows costs nothing. Shapes: B
-sequences, R rows, L live tokens, H KV heads, G query heads per KV head, D head size.
+attended to, the observed rows attend again. A step without observed rows costs nothing, and where
+our kernels run, one kernel a layer does what one row a sequence takes. Shapes: B sequences, R rows,
+L live tokens, H KV heads, G query heads per KV head, D head size.
 """
 
 from __future__ import annotations
@@ -77,10 +78,12 @@ class AttentionObserver:
 
     Args:
         pool: Where the keys are and the sums go.
+        kernels: Observe single rows with the Triton kernel.
     """
 
-    def __init__(self, pool: PagePool):
+    def __init__(self, pool: PagePool, *, kernels: bool = False):
         self.pool = pool
+        self.kernels = kernels
         self._blocks: list[_Block] = []
 
     def watching(self, backend: AttentionBackend, batch: PagedBatch) -> AttentionBackend:
@@ -114,6 +117,9 @@ class AttentionObserver:
         """Add the attention that this layer's observed rows pay to the sums."""
         for block in self._blocks:
             assert self.pool.scores is not None, "PagePool.keep_scores() comes first"
+            if self.kernels and block.query_rows_BR.shape[1] == 1:
+                self._observe_single_rows(layer, block, query_THD, scaling, softcap)
+                continue
             keys_BLHD = self.pool.keys[layer][block.slots_BL]
             probabilities_BHRL = _attention(block, query_THD, keys_BLHD, scaling, softcap)
             received_BLH = probabilities_BHRL.sum(dim=2).transpose(1, 2)
@@ -121,6 +127,29 @@ class AttentionObserver:
             scores.index_add_(
                 0, block.slots_BL.flatten(), received_BLH.flatten(0, 1).to(scores.dtype)
             )
+
+    def _observe_single_rows(
+        self,
+        layer: int,
+        block: _Block,
+        query_THD: torch.Tensor,
+        scaling: float,
+        softcap: float | None,
+    ) -> None:
+        from lightthinker.attention.triton.observe import observe_rows
+
+        assert self.pool.scores is not None
+        observe_rows(
+            query_THD,
+            block.query_rows_BR[:, 0],
+            block.slots_BL,
+            block.visible_BRL[:, 0],
+            self.pool.keys[layer],
+            self.pool.scores[layer],
+            grouping=block.grouping,
+            scaling=scaling,
+            softcap=softcap,
+        )
 
     def _block(self, grouping: Grouping, parts: list[_Part]) -> _Block:
         size, device = self.pool.page_size, self.pool.token_index.device

@@ -94,7 +94,7 @@ class LLMEngine:
             kernels=backend == "triton",
         )
         self.backend = make_backend(backend, self.pool)
-        self.observer = AttentionObserver(self.pool)
+        self.observer = AttentionObserver(self.pool, kernels=backend == "triton")
         self.scheduler = Scheduler(
             self.pool,
             max_num_seqs=self.config.max_num_seqs,

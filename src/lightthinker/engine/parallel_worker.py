@@ -107,6 +107,7 @@ def serve(
     port: int,
     device: str,
     options: dict[str, Any],
+    *,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Load the engine and run until the pipe is closed.

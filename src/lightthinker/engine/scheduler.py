@@ -178,10 +178,12 @@ class Scheduler:
         num_live, num_kept = slots_Bn.shape[1], kept_BLHm.shape[-1]
         source = slots_Bn[:, None, None].expand(*kept_BLHm.shape[:3], -1).gather(-1, kept_BLHm)
         self.pool.move_heads(
-            source.permute(1, 2, 0, 3).flatten(2), slots_Bn[:, :num_kept].flatten()
+            source.permute(1, 2, 0, 3).flatten(2), slots_Bn[:, :num_kept].flatten(), num_kept
         )
         if self.pool.poison:
             self.pool.clear(slots_Bn[:, num_kept:].flatten().tolist())
+        self.num_compactions += len(sequences)
+        self.num_tokens_freed += len(sequences) * (num_live - num_kept)
         gone = range(num_live - num_kept)
         for sequence in sequences:
             sequence.drop(gone)

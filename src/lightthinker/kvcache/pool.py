@@ -123,7 +123,7 @@ class PagePool:
             for tensor in tensors:
                 tensor[dst] = tensor[src]
 
-    def move_heads(self, source_LHn: torch.Tensor, target_n: torch.Tensor) -> None:
+    def move_heads(self, source_LHn: torch.Tensor, target_n: torch.Tensor, group_size: int) -> None:
         """Copy to slots `target_n` what each layer and head has in slots of its own.
 
         Slots may overlap. The token index stays: it cannot tell heads apart.
@@ -131,7 +131,12 @@ class PagePool:
         Args:
             source_LHn: Slots [L, H, n] to copy from.
             target_n: The n slots to copy to.
+            group_size: Moves of each sequence, in order; they run side by side. Different sequences
+                move different slots; within one, tokens move down, in order.
         """
+        if self._mover is not None and self.scores is not None:
+            self._mover.move_heads(source_LHn, target_n, group_size, self.scores)
+            return
         dst = target_n[:, None]
         head = torch.arange(source_LHn.shape[1], device=source_LHn.device)
         groups = [self.keys, self.values, *([self._scores] if self._scores else [])]

@@ -1,5 +1,7 @@
 """Move slots of every layer's keys and values, for all sequences of a step, in one launch.
 
+All heads alike (`move`), or each head with moves of its own (`move_heads`).
+
 A move copies one token from a source to a target slot. The moves of one sequence form a *group*;
 groups touch different slots, and one program carries out all moves of a group for one tensor and
 one block of columns. Within a group moves may overlap (a target may be the source of another move):
@@ -69,6 +71,49 @@ def _compact_kernel(
             tl.store(words + offset + target * stride + column, held, mask=mask)
 
 
+@triton.jit(do_not_specialize=["num_moves", "group_moves"])
+def _compact_heads_kernel(
+    words,
+    tensors,
+    source_LHM,
+    target_M,
+    num_moves,
+    group_moves,
+    NUM_LAYERS: tl.constexpr,
+    ALIGNED_WORDS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Move what one head of one group has in one tensor.
+
+    `tensors` is as above, NUM_LAYERS of each kind; rows have as many pieces of `head_words` as the
+    launch has heads. Moves to the same slot, of which there are many, touch no memory.
+    """
+    entry = tensors + tl.program_id(0) * 3
+    offset = tl.multiple_of(tl.load(entry), ALIGNED_WORDS)
+    num_heads = tl.num_programs(2)
+    head_words = tl.multiple_of(tl.load(entry + 1) // num_heads, ALIGNED_WORDS)
+    stride = tl.multiple_of(tl.load(entry + 2), ALIGNED_WORDS)
+    head = tl.program_id(2)
+    layer = tl.program_id(0) % NUM_LAYERS
+    begin = tl.program_id(1) * group_moves
+    sources = source_LHM + (layer * num_heads + head).to(tl.int64) * num_moves
+    base = words + offset + head * head_words
+    for start in tl.range(begin, begin + group_moves, BLOCK_M, num_stages=1):
+        move = start + tl.arange(0, BLOCK_M)
+        real = move < begin + group_moves
+        source = tl.load(sources + move, mask=real, other=0)
+        target = tl.load(target_M + move, mask=real, other=0)
+        real &= source != target
+        for first in tl.range(0, head_words, BLOCK_W, num_stages=1):
+            column = first + tl.arange(0, BLOCK_W)[None, :]
+            mask = real[:, None] & (column < head_words)
+            held = tl.load(base + source[:, None] * stride + column, mask=mask)
+            tl.debug_barrier()
+            tl.store(base + target[:, None] * stride + column, held, mask=mask)
+            tl.debug_barrier()
+
+
 class PackedMoves(NamedTuple):
     """A step's moves on the device: sources then targets, where each group starts (and the end)."""
 
@@ -98,6 +143,7 @@ class SlotMover:
         word = torch.int32 if slot_tensors[0].element_size() == 4 else torch.int16
         # Two launches: the index has rows of eight bytes, too narrow for 16-byte loads.
         self._launches = [_Launch(slot_tensors, word), _Launch([token_index], word)]
+        self._scores: _Launch | None = None
 
     def move(self, source: Integers, target: Integers, group_sizes: list[int]) -> None:
         """Carry out the moves; the order argument above is the caller's promise.
@@ -112,6 +158,27 @@ class SlotMover:
         if self.check_order:
             _check_order(list(source), list(target), group_sizes)
         self.launch(self.pack(source, target, group_sizes))
+
+    def move_heads(
+        self,
+        source_LHM: torch.Tensor,
+        target_M: torch.Tensor,
+        group_size: int,
+        scores_LNH: torch.Tensor,
+    ) -> None:
+        """Carry out moves that differ between layers and heads; the index stays as it is.
+
+        Args:
+            source_LHM: int64, slots to read, by layer and head.
+            target_M: int64, slots to write.
+            group_size: Moves of each group; among a group's tokens targets rise, and none comes
+                after its source.
+            scores_LNH: Moved along; the same tensor in every call.
+        """
+        if self._scores is None:
+            self._scores = _Launch(list(scores_LNH), torch.int16)
+        for launch in (self._launches[0], self._scores):
+            launch.run_heads(source_LHM.contiguous(), target_M, group_size)
 
     def pack(self, source: Integers, target: Integers, group_sizes: list[int]) -> PackedMoves:
         """Bring a step's moves to the device in one asynchronous copy (arguments as in `move`)."""
@@ -147,6 +214,7 @@ class _Launch:
         self.words = tensors[0].view(word)
         self.aligned_words = wide if aligned else 1
         self.max_words = max(words for _, words, _ in table)
+        self.row_words = [words for _, words, _ in table]
         self.table = torch.tensor(table, dtype=torch.int64, device=tensors[0].device)
 
     def run(self, moves: PackedMoves) -> None:
@@ -161,6 +229,26 @@ class _Launch:
             ALIGNED_WORDS=self.aligned_words,
             BLOCK_M=BLOCK_MOVES,
             BLOCK_W=BLOCK_WORDS,
+            num_warps=4,
+            num_stages=1,
+        )
+
+    def run_heads(self, source_LHM: torch.Tensor, target_M: torch.Tensor, group_size: int) -> None:
+        num_layers, num_heads, num_moves = source_LHM.shape
+        pieces = [words // num_heads for words in self.row_words]
+        aligned = all(words % self.aligned_words == 0 for words in pieces)
+        grid = (len(self.tensors), num_moves // group_size, num_heads)
+        _compact_heads_kernel[grid](
+            self.words,
+            self.table,
+            source_LHM,
+            target_M,
+            num_moves,
+            group_size,
+            NUM_LAYERS=num_layers,
+            ALIGNED_WORDS=self.aligned_words if aligned else 1,
+            BLOCK_M=BLOCK_MOVES,
+            BLOCK_W=min(BLOCK_WORDS, triton.next_power_of_2(max(pieces))),
             num_warps=4,
             num_stages=1,
         )

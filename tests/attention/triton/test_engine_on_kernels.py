@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightthinker import policies
 from lightthinker.attention.selection import resolve_backend
 from lightthinker.attention.torch_backend import TorchBackend
 from lightthinker.attention.triton_backend import TritonBackend
@@ -79,6 +80,51 @@ def test_same_tokens_and_logits_as_the_torch_backend(family):
     assert tokens == expected_tokens
     for a, b in zip(logits, expected_logits, strict=True):
         assert (a - b)[~a.isinf()].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        policies.StreamingLLM(budget=12, sinks=2),
+        policies.H2O(budget=12),
+        policies.TOVA(budget=12),
+        policies.SnapKV(budget=16, window=4, buffer=4),
+        policies.RKV(budget=16, window=4, buffer=4),
+    ],
+    ids=lambda p: p.name,
+)
+def test_policies_evict_as_on_the_torch_backend(policy):
+    expected_tokens, expected_keys, _ = evict("torch", policy)
+    tokens, keys, scores = evict("triton", policy)
+    assert tokens == expected_tokens
+    for a, b in zip(keys, expected_keys, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5, equal_nan=True)
+    assert (scores is not None) == (policy.observation is not None)
+
+
+def evict(backend: str, policy: Any) -> tuple[list[list[int]], list[torch.Tensor], Any]:
+    """Two sequences under a policy; the pool's keys before the last one ends."""
+    engine = LLMEngine(
+        tiny_model("qwen2", num_hidden_layers=2),
+        byte_tokenizer(),
+        None,
+        config=EngineConfig(
+            page_size=4, num_kv_tokens=128, poison_freed_pages=True, attention_backend=backend
+        ),
+        sampler=Sampler(),
+    )
+    for name, prompt in (("long", range(20, 40)), ("short", range(70, 73))):
+        params = SamplingParams(max_tokens=20, ignore_eos=True, policy=policy)
+        engine.add_request(name, list(prompt), params, stream=False)
+    outputs: list[Any] = []
+    keys: list[torch.Tensor] = []
+    while engine.has_unfinished_requests():
+        keys = [layer.clone() for layer in engine.pool.keys]
+        outputs += engine.step()
+        engine.scheduler.check_integrity()
+    outputs.sort(key=lambda o: o.request_id)
+    assert engine.scheduler.num_tokens_freed > 10
+    return [o.outputs[0].token_ids for o in outputs], keys, engine.pool.scores
 
 
 def test_auto_is_torch_on_a_cpu():

@@ -107,3 +107,32 @@ def test_a_poisoning_pool_refuses_moves_out_of_order(source, target, sizes, comp
     ours, _ = pools(4, torch.float32, shapes=[LayerShape(1, 16, 16)])
     with pytest.raises(AssertionError, match=complaint):
         ours.move(source, target, sizes)
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dims", [(64, 64), (24, 10)], ids=["wide", "narrow"])
+def test_every_head_keeps_tokens_of_its_own(page_size, dtype, dims):
+    """Three sequences, 70 of 90 tokens each: two blocks of moves and a part of a third."""
+    num_layers, num_heads, live, kept = 2, 3, 90, 70
+    shapes = [LayerShape(num_heads, *dims)] * num_layers
+    ours, theirs = pools(page_size, dtype, shapes, num_pages=480 // page_size)
+    for pool in (ours, theirs):
+        pool.keep_scores()
+        pool.scores.copy_(torch.arange(pool.scores.numel()).view(pool.scores.shape))
+    pages = torch.randperm(480 // page_size, generator=torch.Generator().manual_seed(1))
+    slots = (pages[:, None] * page_size + torch.arange(page_size)).flatten()
+    slots_Bn = slots[: 3 * 96].view(3, 96)[:, :live]
+    draw = torch.rand((3, num_layers, num_heads, live), generator=torch.Generator().manual_seed(2))
+    draw[0, 0, 0] = torch.arange(live, 0, -1)  # One head keeps the first, and moves nothing.
+    kept_BLHm = draw.topk(kept, dim=-1).indices.sort(dim=-1).values
+    source = slots_Bn[:, None, None].expand(-1, num_layers, num_heads, -1).gather(-1, kept_BLHm)
+    source_LHM = source.permute(1, 2, 0, 3).flatten(2)
+    target = slots_Bn[:, :kept].flatten()
+    before = ours.keys[0].clone()
+    ours.move_heads(source_LHM, target, kept)
+    theirs.move_heads(source_LHM, target, kept)
+    assert same(ours, theirs)
+    assert torch.equal(ours.scores, theirs.scores)
+    assert torch.equal(ours.keys[0][slots_Bn[0], 0], before[slots_Bn[0], 0])
+    assert not torch.equal(ours.keys[0], before)
