@@ -86,14 +86,12 @@ class Step:
         checkpoint: Which checkpoint runs it.
         settings: What it runs.
         suffix: Behind the tasks' names in the table.
-        evicts: Whether it has a cache policy, which no CUDA graph holds.
     """
 
     name: str
     checkpoint: str
     settings: EvalSettings
     suffix: str = ""
-    evicts: bool = False
 
 
 class Reproduction:
@@ -137,7 +135,7 @@ class Reproduction:
             works.append(
                 Work(
                     path=path, model=str(evaluation.model), settings=step.settings,
-                    options=self._engine(step), command=command_line(),
+                    options=self._engine(), command=command_line(),
                     num_shards=max(1, round(len(evaluation.problems) / size)),
                     after=step.settings.match_to,
                 )
@@ -257,10 +255,7 @@ class Reproduction:
         suffix: str = "",
     ) -> Step:
         settings = EvalSettings(**{**base, "methods": methods})
-        evicts = any(method.partition(":")[0] in EVICTION for method in methods)
-        return Step(
-            name=name, checkpoint=checkpoint, settings=settings, suffix=suffix, evicts=evicts
-        )
+        return Step(name=name, checkpoint=checkpoint, settings=settings, suffix=suffix)
 
     @cached_property
     def _num_problems(self) -> int | None:
@@ -283,12 +278,11 @@ class Reproduction:
                     self.places[key] = known.with_name(f"{step.name}.json")
         return self.places[key]
 
-    def _engine(self, step: Step) -> dict[str, Any]:
+    def _engine(self) -> dict[str, Any]:
         options = self.options
         return {
             "device": options.device, "dtype": options.dtype,
             "max_num_seqs": options.max_num_seqs, "num_kv_tokens": options.num_kv_tokens,
-            "enforce_eager": step.evicts,
         }  # fmt: skip
 
     def _model(self, step: Step) -> str:
@@ -296,7 +290,7 @@ class Reproduction:
         return model_path(self.checkpoints.get(step.checkpoint, self.checkpoints["lightthinker"]))
 
     def _evaluation(self, step: Step) -> Evaluation:
-        model, engine = self._model(step), self._engine(step)
+        model, engine = self._model(step), self._engine()
         evaluation = Evaluation(
             open_llm=lambda: open_llm(model, **engine), settings=step.settings, model=model,
             command=command_line(), dtype=self.options.dtype, overwrite=self.options.overwrite,
