@@ -11,10 +11,12 @@ from pathlib import Path
 
 import benchmark_tables
 import evaluation_tables
+import kernel_tables
 from tables import Results, grid, load
 
-VIEWS = {**evaluation_tables.VIEWS, **benchmark_tables.VIEWS}
-"""Further views of a file, beside `NAME/command`."""
+VIEWS = {**evaluation_tables.VIEWS, **benchmark_tables.VIEWS, **kernel_tables.VIEWS}
+ROWS = {**benchmark_tables.ROWS, **kernel_tables.ROWS}
+"""Further views of a file, beside `NAME/command`; how the rows of a benchmark are rendered."""
 
 
 def render(name: str, folder: Path) -> str:
@@ -40,7 +42,7 @@ def render(name: str, folder: Path) -> str:
 
 def rows(name: str, results: Results) -> str:
     """Render a table of rows: a benchmark's, or one row for each model, task and method."""
-    render_rows = benchmark_tables.ROWS.get(name, evaluation_tables.task_rows)
+    render_rows = ROWS.get(name, evaluation_tables.task_rows)
     return "\n".join([f"`results/{name}.json`: {results['device']}.", "", *render_rows(results)])
 
 
