@@ -121,6 +121,7 @@ BENCHMARKS = {
     "bench_latency": {"model", "method", "requests_per_s", "p50_ttft_ms", "p99_itl_ms"},
     "bench_memory": {"model", "method", "step", "live_tokens", "pages_held"},
     "bench_kernels": {"kernel", "time_us"},
+    "bench_start": {"model", "start", "compile_s", "graphs_s", "ready_s", "first_token_s"},
     "bench_train": {
         "model", "mask", "packing", "gpus", "processed_tokens_per_s", "useful_tokens_per_s", "mfu",
         "peak_memory_gb", "planned_memory_gb",

@@ -8,7 +8,6 @@ not at all. Knows no model and no torch.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -93,7 +92,9 @@ class SampleRecord:
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        # `dataclasses.asdict` would copy the curve, point by point.
+        nested = {"thoughts": [vars(t) for t in self.thoughts], "stats": vars(self.stats)}
+        return json.dumps({**vars(self), **nested}, ensure_ascii=False)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SampleRecord:
@@ -104,7 +105,7 @@ class SampleRecord:
                 "thoughts": tuple(ThoughtStats(**thought) for thought in values["thoughts"]),
                 "stats": CompressionStats(**values["stats"]),
                 "roles": tuple((role, count) for role, count in values["roles"]),
-                "kv_curve": tuple((x, y) for x, y in values["kv_curve"]),
+                "kv_curve": tuple(map(tuple, values["kv_curve"])),
             }
         )
 
