@@ -328,7 +328,8 @@ def load_checkpoint(
         tensor_parallel: Load this rank's slice, by transformers' plan for the model.
 
     Raises:
-        CheckpointError: It is not there, or its weights are pickled.
+        CheckpointError: It is not there, its weights are pickled, or quantised by a library that is
+            not installed.
     """
     _check_weights(model)
     config, tokenizer = _load_config(model), _load_tokenizer(model)
@@ -342,7 +343,7 @@ def load_checkpoint(
             trust_remote_code=False,
             **plan,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"Cannot load {model}: {error}") from error
     return loaded, tokenizer
 
