@@ -141,7 +141,30 @@ def method_name(method: str) -> str:
     return f"{name}, {by}" if how else name
 
 
+def first_errors(folder: Path) -> str:
+    """What goes wrong first in traces of programs."""
+    lines = (
+        (
+            row["setting"],
+            NAMES[row["method"]],
+            f"{row['num_wrong']} of {number(row['num_problems'])}",
+            row["first_value"],
+            "" if row["median_age"] is None else f"{row['median_age']:g}",
+            row["first_statement"],
+            row["first_arithmetic"],
+            row["first_ending"],
+        )
+        for row in load(folder, "first_errors")["errors"]
+    )
+    head = [
+        "traces", "method", "wrong", "an earlier value misread", "lines ago, median",
+        "another line of the program", "arithmetic", "ending",
+    ]  # fmt: skip
+    return "\n".join(grid(head, lines))
+
+
 VIEWS: dict[str, Callable[[Path], str]] = {
+    "first_errors/table": first_errors,
     "long_reasoning/lengths": by_length,
     "main_table/all": partial(over_all, stem="main_table"),
     "smollm2_gsm8k_methods/all": partial(over_all, stem="smollm2_gsm8k_methods"),
