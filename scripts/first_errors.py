@@ -1,6 +1,6 @@
-"""Where reasoning about `programs` goes wrong first: what kind of line, and how old what it needs.
+r"""Where reasoning about `programs` goes wrong first: what kind of line, and how old what it needs.
 
-    python scripts/first_errors.py 2k=runs/reproduce/full/long_reasoning/full_cot_2k.samples.jsonl \\
+    python scripts/first_errors.py 2k=runs/reproduce/full/long_reasoning/full_cot_2k.samples.jsonl \
         --output results/first_errors.json
 
 Reads the samples that `scripts/reproduce.py` leaves. A correct trace states, line by line, the
