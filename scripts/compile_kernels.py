@@ -29,6 +29,7 @@ from lightthinker.attention.triton import (
     linear,
     rows_kernel,
     sample,
+    sampling_cut,
     store_kv,
     tiled_attention,
 )
@@ -62,11 +63,15 @@ SHAPES = {
 FLOATS = ("query", "key", "value", "key_pool", "value_pool", "out")
 
 POINTERS = {
-    **dict.fromkeys(("rows", "tiles", "page_table", "arrivals", "cut", "piece_id"), "*i32"),
+    **dict.fromkeys(
+        ("rows", "tiles", "page_table", "arrivals", "cut", "piece_id", "counts"), "*i32"
+    ),
     **dict.fromkeys(("token_index_pool", "tensors", "moves", "group_start", "tokens"), "*i64"),
-    **dict.fromkeys(("partial_out", "partial_log2_sum", "logits", "piece_best"), "*fp32"),
+    **dict.fromkeys(
+        ("partial_out", "partial_log2_sum", "logits", "piece_best", "piece_top"), "*fp32"
+    ),
     **dict.fromkeys(("x", "weight", "bias"), "*bf16"),
-    "pieces": "*fp32",
+    **dict.fromkeys(("pieces", "masses", "listed_logits"), "*fp32"),
     "counters": "*i32",
     "seen": "*u8",
     "valid": "*i1",
@@ -198,10 +203,14 @@ def other_kernels() -> Iterator[dict[str, Any]]:
     POINTERS["words"] = "*i32"
     vocabulary = {"VOCAB": 152_064}
     pieces = {**vocabulary, "NUM_PIECES": 38}
-    search = {**vocabulary, "BLOCK": sample.SEARCH_BLOCK, "PIVOTS": sample.NUM_PIVOTS}
+    measured = {**pieces, "BINS": sampling_cut.NUM_BINS}
+    listed = {**measured, "BLOCK_PIECES": 64, "CAPACITY": sampling_cut.LIST_CAPACITY}
+    search = {**listed, "BLOCK": sampling_cut.SEARCH_BLOCK, "PIVOTS": sampling_cut.NUM_PIVOTS}
     for name, kernel, constants, warps in (
         ("forbid", sample._forbid_kernel, {"F": 32, "BLOCK": 32}, 1),
-        ("cut", sample._cut_kernel, search, 16),
+        ("measure", sampling_cut._measure_kernel, measured, 4),
+        ("list", sampling_cut._list_kernel, listed, 4),
+        ("cut", sampling_cut._cut_kernel, search, 16),
         ("draw", sample._draw_kernel, pieces, 4),
         ("pick", sample._pick_kernel, {**pieces, "BLOCK": 64}, 1),
     ):
