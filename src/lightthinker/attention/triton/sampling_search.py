@@ -74,19 +74,19 @@ def _search(
     count_high = tl.zeros([], tl.int32)
     while (high - low > 1) & (count_low - count_high > 1):
         pivot = low + (high - low) * (j + 1) // (PIVOTS + 1)
-        counts = tl.zeros([BLOCK, PIVOTS], tl.int32)
-        masses = tl.zeros([BLOCK, PIVOTS], tl.float32)
+        counts = tl.zeros([PIVOTS, BLOCK], tl.int32)
+        masses = tl.zeros([PIVOTS, BLOCK], tl.float32)
         for start in tl.range(0, length, BLOCK, num_stages=1 if LISTED else 3):
             x, inside = _values(
                 source, seen_row, start, length, penalty, temperature, BLOCK, VOCAB, LISTED
             )
-            above = (order_of(x)[:, None] > pivot.to(tl.int32)[None, :]) & inside[:, None]
+            above = (order_of(x)[None, :] > pivot.to(tl.int32)[:, None]) & inside[None, :]
             counts += above.to(tl.int32)
             if BY_MASS:
-                masses += tl.where(above, tl.exp(x - top)[:, None], 0.0)
-        count = tl.sum(counts, 0)
+                masses += tl.where(above, tl.exp(x - top)[None, :], 0.0)
+        count = tl.sum(counts, 1)
         if BY_MASS:
-            fits = base + tl.sum(masses, 0) < target
+            fits = base + tl.sum(masses, 1) < target
         else:
             fits = count.to(tl.float32) < target
         count_high = tl.maximum(count_high, tl.max(tl.where(fits, count, 0), 0))
