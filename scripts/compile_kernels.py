@@ -63,15 +63,12 @@ SHAPES = {
 FLOATS = ("query", "key", "value", "key_pool", "value_pool", "out")
 
 POINTERS = {
-    **dict.fromkeys(
-        ("rows", "tiles", "page_table", "arrivals", "cut", "piece_id", "counts"), "*i32"
-    ),
+    **dict.fromkeys(("rows", "tiles", "page_table", "arrivals"), "*i32"),
+    **dict.fromkeys(("cut", "piece_id", "piece_count", "counts", "num_listed"), "*i32"),
     **dict.fromkeys(("token_index_pool", "tensors", "moves", "group_start", "tokens"), "*i64"),
-    **dict.fromkeys(
-        ("partial_out", "partial_log2_sum", "logits", "piece_best", "piece_top"), "*fp32"
-    ),
+    **dict.fromkeys(("partial_out", "partial_log2_sum", "logits", "piece_best"), "*fp32"),
+    **dict.fromkeys(("pieces", "piece_top", "piece_mass", "masses", "listed_logits"), "*fp32"),
     **dict.fromkeys(("x", "weight", "bias"), "*bf16"),
-    **dict.fromkeys(("pieces", "masses", "listed_logits"), "*fp32"),
     "counters": "*i32",
     "seen": "*u8",
     "valid": "*i1",
@@ -203,13 +200,15 @@ def other_kernels() -> Iterator[dict[str, Any]]:
     POINTERS["words"] = "*i32"
     vocabulary = {"VOCAB": 152_064}
     pieces = {**vocabulary, "NUM_PIECES": 38}
-    measured = {**pieces, "BINS": sampling_cut.NUM_BINS}
-    listed = {**measured, "BLOCK_PIECES": 64, "CAPACITY": sampling_cut.LIST_CAPACITY}
+    binned = {**pieces, "BLOCK_PIECES": 64, "BINS": sampling_cut.NUM_BINS}
+    listed = {**binned, "CAPACITY": sampling_cut.LIST_CAPACITY}
     search = {**listed, "BLOCK": sampling_cut.SEARCH_BLOCK, "PIVOTS": sampling_cut.NUM_PIVOTS}
+    binned["CHUNK"] = sampling_cut.BINNED_TOGETHER
     for name, kernel, constants, warps in (
         ("forbid", sample._forbid_kernel, {"F": 32, "BLOCK": 32}, 1),
-        ("measure", sampling_cut._measure_kernel, measured, 4),
-        ("list", sampling_cut._list_kernel, listed, 4),
+        ("top", sampling_cut._top_kernel, pieces, 4),
+        ("bins", sampling_cut._bins_kernel, binned, 4),
+        ("list", sampling_cut._list_kernel, listed, 8),
         ("cut", sampling_cut._cut_kernel, search, 16),
         ("draw", sample._draw_kernel, pieces, 4),
         ("pick", sample._pick_kernel, {**pieces, "BLOCK": 64}, 1),

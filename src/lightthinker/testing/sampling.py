@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,6 +38,54 @@ def candidates(
     ordered, order = p.sort(descending=True)
     p[order[ordered.cumsum(0) - ordered >= setting.top_p]] = 0
     return p / p.sum()
+
+
+def kept_value(
+    x: torch.Tensor, setting: RowSampling, tolerance: float = 0.0
+) -> torch.Tensor | float:
+    """Return the least value that min-p, top-k and top-p keep, found by sorting in float64.
+
+    Args:
+        x: float64 [V], logits after penalty and temperature, none of them NaN or +inf.
+        setting: How the row samples.
+        tolerance: Added to `top_p`.
+    """
+    top = x.max()
+    values = x[x > float("-inf")].sort(descending=True).values
+    if setting.min_p > 0:
+        values = values[values >= top + math.log(setting.min_p)]
+    if 0 < setting.top_k < len(values):
+        values = values[values >= values[setting.top_k - 1]]
+    if setting.top_p < 1:
+        mass = (values - top).exp()
+        above = mass.cumsum(0) - mass
+        values = values[: max(1, int((above < (setting.top_p + tolerance) * mass.sum()).sum()))]
+    return values[-1]
+
+
+def check_cut(
+    logits: torch.Tensor, setting: RowSampling, order: int, tolerance: float = 2e-6
+) -> None:
+    """Assert that a cut keeps what sorting keeps, ids right at the limit excepted.
+
+    Args:
+        logits: [V].
+        setting: How the row samples.
+        order: The cut; ids stay whose float32 is above it in the order of signed bit patterns.
+        tolerance: How exact masses are as a part of all; values are so to two units in the last
+            place.
+    """
+    x = logits.double().nan_to_num(nan=float("-inf")) / np.float32(setting.temperature).item()
+    bits = np.array(order ^ ((order >> 31) & 0x7FFFFFFF), np.int64).astype(np.uint32)
+    cut = float(bits.view(np.float32))
+    if cut == 0 and order < 0:
+        cut = -1e-45  # -0.0, below the order of both zeros
+    kept = x > (cut if cut == cut else float("-inf"))
+    least, most = (kept_value(x, setting, t) for t in (-tolerance, tolerance))
+    lost = (x >= least + abs(least) * 2**-22) & ~kept
+    added = kept & (x < most - abs(most) * 2**-22)
+    assert not lost.any(), f"{int(lost.sum())} of {int(kept.sum())} ids lost: {setting}"
+    assert not added.any(), f"{int(added.sum())} of {int(kept.sum())} ids too many: {setting}"
 
 
 def philox(seed: Any, c0: Any, c1: Any) -> list[Any]:

@@ -45,7 +45,7 @@ from lightthinker.attention.triton.sampling_logits import (
 )
 from lightthinker.attention.triton.sampling_search import cut_between, extent
 
-SEARCH_BLOCK = 1024
+SEARCH_BLOCK = 512
 NUM_PIVOTS = 16
 NUM_BINS = 16
 """Bins below a row's top that are told apart; the last one holds all finite logits."""
@@ -111,7 +111,7 @@ def _top_kernel(
     """Write a piece's greatest logit, its count of finite logits, and its mass relative to it."""
     row = tl.program_id(0).to(tl.int64)
     piece = tl.program_id(1)
-    temperature, top_k, top_p, min_p, filtered = _filters(words, words_stride, row, VOCAB)
+    temperature, top_k, top_p, _, filtered = _filters(words, words_stride, row, VOCAB)
     if filtered:
         penalty, seen_row = row_history(words, seen, words_stride, row, VOCAB)
         column = piece * PIECE_IDS + tl.arange(0, PIECE_IDS)
@@ -272,6 +272,7 @@ def _cut_kernel(
     masses,
     listed_logits,
     cut,
+    num_listed,
     logits_stride,
     words_stride,
     CAPACITY: tl.constexpr,
@@ -286,6 +287,7 @@ def _cut_kernel(
     row = tl.program_id(0).to(tl.int64)
     temperature, top_k, top_p, min_p, filtered = _filters(words, words_stride, row, VOCAB)
     low = tl.full([], KEEP_ALL, tl.int64)
+    length = tl.zeros([], tl.int32)
     if filtered:
         top = _row_top(piece_top, row, NUM_PIECES, BLOCK_PIECES)
         high = order_of(top).to(tl.int64)
@@ -323,6 +325,7 @@ def _cut_kernel(
                         top_k, top_p, whole, base, target, BLOCK, PIVOTS, VOCAB, True,
                     )  # fmt: skip
     tl.store(cut + row, low.to(tl.int32))
+    tl.store(num_listed + row, length)
 
 
 class Cuts(NamedTuple):
@@ -331,10 +334,13 @@ class Cuts(NamedTuple):
     Attributes:
         cut: int32 [B]; ids stay whose `order_of` is above it, all of them above `KEEP_ALL`.
         piece_top: float32 [B, P], the pieces' greatest logits; of rows with filters only.
+        num_listed: int32 [B], ids among which the cut was searched; if more than the list holds, it
+            was searched among all.
     """
 
     cut: torch.Tensor
     piece_top: torch.Tensor
+    num_listed: torch.Tensor
 
 
 def find_cuts(
@@ -357,7 +363,7 @@ def find_cuts(
     piece_top, piece_mass, masses = buffer(pieces), buffer(pieces), buffer(pieces, NUM_BINS)
     piece_count = buffer(pieces, dtype=torch.int32)
     counts = buffer(pieces, NUM_BINS, dtype=torch.int32)
-    listed, cut = buffer(capacity), buffer(dtype=torch.int32)
+    listed, (cut, num_listed) = buffer(capacity), (buffer(dtype=torch.int32) for _ in range(2))
     read = logits_BV, words, seen
     of_pieces = piece_top, piece_count, piece_mass
     strides = logits_BV.stride(0), words.stride(0)
@@ -376,6 +382,7 @@ def find_cuts(
         *binned,
         listed,
         cut,
+        num_listed,
         *strides,
         **sizes,
         CAPACITY=capacity,
@@ -383,4 +390,4 @@ def find_cuts(
         PIVOTS=NUM_PIVOTS,
         num_warps=16,
     )
-    return Cuts(cut, piece_top)
+    return Cuts(cut, piece_top, num_listed)

@@ -48,7 +48,7 @@ def _weigh(
     """Return how many values lie above `low`, and their mass relative to the top id's."""
     count = tl.zeros([BLOCK], tl.int32)
     mass = tl.zeros([BLOCK], tl.float32)
-    for start in tl.range(0, length, BLOCK, num_stages=1 if LISTED else 3):
+    for start in tl.range(0, length, BLOCK, num_stages=3):
         x, inside = _values(
             source, seen_row, start, length, penalty, temperature, BLOCK, VOCAB, LISTED
         )
@@ -74,17 +74,18 @@ def _search(
     count_high = tl.zeros([], tl.int32)
     while (high - low > 1) & (count_low - count_high > 1):
         pivot = low + (high - low) * (j + 1) // (PIVOTS + 1)
-        counts = tl.zeros([PIVOTS, BLOCK], tl.int32)
+        counts = tl.zeros([PIVOTS, BLOCK], tl.float32)
         masses = tl.zeros([PIVOTS, BLOCK], tl.float32)
-        for start in tl.range(0, length, BLOCK, num_stages=1 if LISTED else 3):
+        for start in tl.range(0, length, BLOCK, num_stages=3):
             x, inside = _values(
                 source, seen_row, start, length, penalty, temperature, BLOCK, VOCAB, LISTED
             )
             above = (order_of(x)[None, :] > pivot.to(tl.int32)[:, None]) & inside[None, :]
-            counts += above.to(tl.int32)
+            above = tl.where(above, 1.0, 0.0)
+            counts += above
             if BY_MASS:
-                masses += tl.where(above, tl.exp(x - top)[None, :], 0.0)
-        count = tl.sum(counts, 1)
+                masses += above * tl.exp(x - top)[None, :]
+        count = tl.sum(counts, 1).to(tl.int32)
         if BY_MASS:
             fits = base + tl.sum(masses, 1) < target
         else:
@@ -103,9 +104,9 @@ def cut_between(
 ):  # fmt: skip
     """Return the cut that lies in [low, high): top-k, then top-p on what top-k leaves.
 
-    `top_k` 0 and `top_p` 1 keep all. If `whole`, the filters apply to what lies above `low`, no more
-    and no less. Else there is no top-k, ids above the list have the mass `base` (relative to the
-    top id's), and top-p reaches for the mass `target`.
+    `top_k` 0 and `top_p` 1 keep all. If `whole`, the filters apply to just what lies above `low`.
+    Else there is no top-k, ids above the list have the mass `base` (relative to the top id's), and
+    top-p reaches for the mass `target`.
     """
     count = length
     if whole:
