@@ -63,17 +63,15 @@ def kept_value(
     return values[-1]
 
 
-def check_cut(
-    logits: torch.Tensor, setting: RowSampling, order: int, tolerance: float = 2e-6
-) -> None:
+def check_cut(logits: torch.Tensor, setting: RowSampling, order: int) -> None:
     """Assert that a cut keeps what sorting keeps, ids right at the limit excepted.
+
+    Logits are taken to be exact to a few float32 roundings, and so are sums of probabilities.
 
     Args:
         logits: [V].
         setting: How the row samples.
         order: The cut; ids stay whose float32 is above it in the order of signed bit patterns.
-        tolerance: How exact masses are as a part of all; values are so to two units in the last
-            place.
     """
     x = logits.double().nan_to_num(nan=float("-inf")) / np.float32(setting.temperature).item()
     bits = np.array(order ^ ((order >> 31) & 0x7FFFFFFF), np.int64).astype(np.uint32)
@@ -81,6 +79,7 @@ def check_cut(
     if cut == 0 and order < 0:
         cut = -1e-45  # -0.0, below the order of both zeros
     kept = x > (cut if cut == cut else float("-inf"))
+    tolerance = 2e-6 + float(abs(x.max())) * 2**-22
     least, most = (kept_value(x, setting, t) for t in (-tolerance, tolerance))
     lost = (x >= least + abs(least) * 2**-22) & ~kept
     added = kept & (x < most - abs(most) * 2**-22)

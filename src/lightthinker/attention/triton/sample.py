@@ -1,6 +1,6 @@
 """Sample the next id of every row inside the CUDA graph.
 
-Six kernels: forbid ids; find each row's cut (top-k, top-p, min-p as one threshold: three kernels,
+Seven kernels: forbid ids; find each row's cut (top-k, top-p, min-p as one threshold: four kernels,
 `sampling_cut`); draw over pieces of the vocabulary; pick the best piece. Order of the settings as
 in vLLM: repetition penalty, temperature, min-p, top-k, top-p on what is left.
 
