@@ -78,7 +78,9 @@ def check_cut(logits: torch.Tensor, setting: RowSampling, order: int) -> None:
     cut = float(bits.view(np.float32))
     if cut == 0 and order < 0:
         cut = -1e-45  # -0.0, below the order of both zeros
-    kept = x > (cut if cut == cut else float("-inf"))
+    elif cut != cut:
+        cut = math.copysign(float("inf"), order)
+    kept = x > cut
     tolerance = 2e-6 + float(abs(x.max())) * 2**-22
     least, most = (kept_value(x, setting, t) for t in (-tolerance, tolerance))
     lost = (x >= least + abs(least) * 2**-22) & ~kept
