@@ -40,9 +40,7 @@ def candidates(
     return p / p.sum()
 
 
-def kept_value(
-    x: torch.Tensor, setting: RowSampling, tolerance: float = 0.0
-) -> torch.Tensor | float:
+def kept_value(x: torch.Tensor, setting: RowSampling, tolerance: float = 0.0) -> float:
     """Return the least value that min-p, top-k and top-p keep, found by sorting in float64.
 
     Args:
@@ -50,7 +48,7 @@ def kept_value(
         setting: How the row samples.
         tolerance: Added to `top_p`.
     """
-    top = x.max()
+    top = float(x.max())
     values = x[x > float("-inf")].sort(descending=True).values
     if setting.min_p > 0:
         values = values[values >= top + math.log(setting.min_p)]
@@ -60,7 +58,7 @@ def kept_value(
         mass = (values - top).exp()
         above = mass.cumsum(0) - mass
         values = values[: max(1, int((above < (setting.top_p + tolerance) * mass.sum()).sum()))]
-    return values[-1]
+    return float(values[-1])
 
 
 def check_cut(logits: torch.Tensor, setting: RowSampling, order: int) -> None:
