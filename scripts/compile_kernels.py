@@ -213,7 +213,8 @@ def other_kernels() -> Iterator[dict[str, Any]]:
         ("draw", sample._draw_kernel, pieces, 4),
         ("pick", sample._pick_kernel, {**pieces, "BLOCK": 64}, 1),
     ):
-        compiled = compile_kernel(kernel, constants, warps, 3)
+        options = sampling_cut.UNFUSED if kernel.__module__ == sampling_cut.__name__ else {}
+        compiled = compile_kernel(kernel, constants, warps, 3, **options)
         yield report(f"sample: {name}", compiled)
 
 

@@ -56,6 +56,10 @@ BINNED_TOGETHER = 128
 LIST_CAPACITY = 32_768
 """Longest list of a row: fits one nat of 152k Gaussian logits that deviate by 2 nats."""
 
+UNFUSED = {"enable_fp_fusion": False}
+"""How the kernels are compiled: a logit is rounded before it is used, and so falls into the same bin
+in all of them. A subtraction fused with the division by temperature would see it unrounded."""
+
 KEEP_ALL = tl.constexpr(-(2**31))
 _TOP_K_BIN = tl.constexpr(2.0)
 _LEAST_BIN = tl.constexpr(1.0 / 128)
@@ -173,7 +177,7 @@ def _bins_kernel(
                 within = (j + 1).to(tl.float32)[:, None] - _depth(x, top, scale)[None, :]
                 within = tl.minimum(tl.maximum(within, 0.0), 1.0)
                 count += within
-                mass += within * tl.exp(x - top)[None, :]
+                mass = tl.fma(within, tl.exp(x - top)[None, :], mass)
         # The last bin holds all that is left.
         last = j == BINS - 1
         bin_count = tl.where(last, tl.load(piece_count + place), tl.sum(count, 1).to(tl.int32))
@@ -368,14 +372,22 @@ def find_cuts(
     of_pieces = piece_top, piece_count, piece_mass
     strides = logits_BV.stride(0), words.stride(0)
     sizes = {"NUM_PIECES": pieces, "VOCAB": vocab}
-    _top_kernel[(num_rows, pieces)](*read, *of_pieces, *strides, **sizes, num_warps=4)
+    _top_kernel[(num_rows, pieces)](*read, *of_pieces, *strides, **sizes, **UNFUSED, num_warps=4)
     sizes.update(BLOCK_PIECES=next_power_of_two(pieces), BINS=NUM_BINS)
     _bins_kernel[(num_rows, pieces)](
-        *read, *of_pieces, counts, masses, *strides, **sizes, CHUNK=BINNED_TOGETHER, num_warps=4
+        *read,
+        *of_pieces,
+        counts,
+        masses,
+        *strides,
+        **sizes,
+        **UNFUSED,
+        CHUNK=BINNED_TOGETHER,
+        num_warps=4,
     )
     binned = piece_top, counts, masses
     _list_kernel[(num_rows, pieces)](
-        *read, *binned, listed, *strides, **sizes, CAPACITY=capacity, num_warps=8
+        *read, *binned, listed, *strides, **sizes, **UNFUSED, CAPACITY=capacity, num_warps=8
     )
     _cut_kernel[(num_rows,)](
         *read,
@@ -385,6 +397,7 @@ def find_cuts(
         num_listed,
         *strides,
         **sizes,
+        **UNFUSED,
         CAPACITY=capacity,
         BLOCK=SEARCH_BLOCK,
         PIVOTS=NUM_PIVOTS,

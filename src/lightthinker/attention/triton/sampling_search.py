@@ -84,7 +84,7 @@ def _search(
             above = tl.where(above, 1.0, 0.0)
             counts += above
             if BY_MASS:
-                masses += above * tl.exp(x - top)[None, :]
+                masses = tl.fma(above, tl.exp(x - top)[None, :], masses)
         count = tl.sum(counts, 1).to(tl.int32)
         if BY_MASS:
             fits = base + tl.sum(masses, 1) < target
