@@ -57,12 +57,12 @@ LIST_CAPACITY = 32_768
 """Longest list of a row: fits one nat of 152k Gaussian logits that deviate by 2 nats."""
 
 UNFUSED = {"enable_fp_fusion": False}
-"""How the kernels are compiled: a logit is rounded before it is used, and so falls into the same bin
-in all of them. A subtraction fused with the division by temperature would see it unrounded."""
+"""How the kernels are compiled: a logit is rounded before it is used, so its bin is the same in all
+of them. A subtraction fused with the division by temperature would see it unrounded."""
 
 KEEP_ALL = tl.constexpr(-(2**31))
 _TOP_K_BIN = tl.constexpr(2.0)
-_LEAST_BIN = tl.constexpr(1.0 / 128)
+_LEAST_BIN = tl.constexpr(2.0**-20)
 
 
 @triton.jit
