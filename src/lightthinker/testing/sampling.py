@@ -71,7 +71,8 @@ def check_cut(logits: torch.Tensor, setting: RowSampling, order: int) -> None:
         setting: How the row samples.
         order: The cut; ids stay whose float32 is above it in the order of signed bit patterns.
     """
-    x = logits.double().nan_to_num(nan=float("-inf")) / np.float32(setting.temperature).item()
+    x = logits.double().masked_fill(logits.isnan(), float("-inf"))
+    x /= np.float32(setting.temperature).item()
     bits = np.array(order ^ ((order >> 31) & 0x7FFFFFFF), np.int64).astype(np.uint32)
     cut = float(bits.view(np.float32))
     if cut == 0 and order < 0:
