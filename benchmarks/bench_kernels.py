@@ -289,16 +289,25 @@ def bench_compact(bench: Bench) -> None:
 
 
 def bench_sampling(bench: Bench) -> None:
-    """The four sampling kernels; the floor reads float32 logits once."""
-    settings = {
-        "greedy": {},
-        "temperature": {"temperature": 0.8},
-        "top-p": {"temperature": 0.8, "top_p": 0.95},
-        "top-k, top-p": {"temperature": 0.8, "top_k": 50, "top_p": 0.95},
+    """All sampling kernels, peaked or Gaussian logits; the floor reads float32 ones once."""
+    # Of Gaussian logits the nucleus is 10,000 ids, the hard case. Peaked ones have 40 candidates
+    # above that, as a language model's mostly do.
+    settings: dict[str, tuple[bool, dict[str, Any]]] = {
+        "greedy": (False, {}),
+        "temperature": (False, {"temperature": 0.8}),
+        "top-p": (False, {"temperature": 0.8, "top_p": 0.95}),
+        "top-k, top-p": (False, {"temperature": 0.8, "top_k": 50, "top_p": 0.95}),
+        "top-p, peaked": (True, {"temperature": 0.6, "top_p": 0.95}),
+        "top-k-p, peaked": (True, {"temperature": 0.6, "top_k": 20, "top_p": 0.95}),
     }
     vocab = bench.plan.vocab
-    for (name, setting), batch in itertools.product(settings.items(), bench.plan.batches):
+    for (name, (peaked, setting)), batch in itertools.product(settings.items(), bench.plan.batches):
         logits = torch.randn(batch, vocab, device=DEVICE) * 2.5
+        if peaked:
+            candidates = torch.linspace(12, 22, 40, device=DEVICE)
+            logits.scatter_(
+                1, torch.rand_like(logits).topk(40).indices, candidates.expand(batch, -1)
+            )
         parameters = SamplingBatch(max_rows=batch, vocab_size=vocab, device=DEVICE)
         rows = [RowSampling(**setting, seed=i) for i in range(batch)]
         parameters.fill(rows)

@@ -29,6 +29,7 @@ from lightthinker.attention.triton import (
     linear,
     rows_kernel,
     sample,
+    sampling_cut,
     store_kv,
     tiled_attention,
 )
@@ -62,11 +63,12 @@ SHAPES = {
 FLOATS = ("query", "key", "value", "key_pool", "value_pool", "out")
 
 POINTERS = {
-    **dict.fromkeys(("rows", "tiles", "page_table", "arrivals", "cut", "piece_id"), "*i32"),
+    **dict.fromkeys(("rows", "tiles", "page_table", "arrivals"), "*i32"),
+    **dict.fromkeys(("cut", "piece_id", "piece_count", "counts", "num_listed"), "*i32"),
     **dict.fromkeys(("token_index_pool", "tensors", "moves", "group_start", "tokens"), "*i64"),
     **dict.fromkeys(("partial_out", "partial_log2_sum", "logits", "piece_best"), "*fp32"),
+    **dict.fromkeys(("pieces", "piece_top", "piece_mass", "masses", "listed_logits"), "*fp32"),
     **dict.fromkeys(("x", "weight", "bias"), "*bf16"),
-    "pieces": "*fp32",
     "counters": "*i32",
     "seen": "*u8",
     "valid": "*i1",
@@ -198,14 +200,21 @@ def other_kernels() -> Iterator[dict[str, Any]]:
     POINTERS["words"] = "*i32"
     vocabulary = {"VOCAB": 152_064}
     pieces = {**vocabulary, "NUM_PIECES": 38}
-    search = {**vocabulary, "BLOCK": sample.SEARCH_BLOCK, "PIVOTS": sample.NUM_PIVOTS}
+    binned = {**pieces, "BLOCK_PIECES": 64, "BINS": sampling_cut.NUM_BINS}
+    listed = {**binned, "CAPACITY": sampling_cut.LIST_CAPACITY}
+    search = {**listed, "BLOCK": sampling_cut.SEARCH_BLOCK, "PIVOTS": sampling_cut.NUM_PIVOTS}
+    binned["CHUNK"] = sampling_cut.BINNED_TOGETHER
     for name, kernel, constants, warps in (
         ("forbid", sample._forbid_kernel, {"F": 32, "BLOCK": 32}, 1),
-        ("cut", sample._cut_kernel, search, 16),
+        ("top", sampling_cut._top_kernel, pieces, 4),
+        ("bins", sampling_cut._bins_kernel, binned, 4),
+        ("list", sampling_cut._list_kernel, listed, 8),
+        ("cut", sampling_cut._cut_kernel, search, 16),
         ("draw", sample._draw_kernel, pieces, 4),
         ("pick", sample._pick_kernel, {**pieces, "BLOCK": 64}, 1),
     ):
-        compiled = compile_kernel(kernel, constants, warps, 3)
+        options = sampling_cut.UNFUSED if kernel.__module__ == sampling_cut.__name__ else {}
+        compiled = compile_kernel(kernel, constants, warps, 3, **options)
         yield report(f"sample: {name}", compiled)
 
 

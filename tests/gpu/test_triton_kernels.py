@@ -299,6 +299,106 @@ def test_sampling_in_a_graph_draws_what_the_reference_draws(dtype):
     assert agreed >= 23, f"{agreed} of 24 draws are the reference's"
 
 
+VOCAB = 152_064
+FILTERS = [
+    {"temperature": 0.6, "top_p": 0.95},
+    {"temperature": 0.6, "top_k": 20, "top_p": 0.95},
+    {"temperature": 0.8, "top_k": 50},
+    {"temperature": 1.0, "top_p": 0.9},
+    {},
+    {"temperature": 1.0, "min_p": 0.05},
+    {"temperature": 1.0, "min_p": 0.02, "top_p": 0.9},
+    {"temperature": 1.3, "min_p": 0.01, "top_k": 100, "top_p": 0.8},
+    {"temperature": 1.0},
+    {"temperature": 0.01, "top_k": 40, "top_p": 0.9},
+    {"temperature": 1.0, "top_p": 1e-4},
+    {"temperature": 2.0, "top_p": 0.999},
+    {"temperature": 1e4, "top_k": 1000, "top_p": 0.5},
+]
+
+
+def logits_of_many_kinds(num_rows):
+    """Like a language model's, random, flat, full of ties, with heavy tails, mostly forbidden."""
+    torch.manual_seed(num_rows)
+    x = torch.randn(num_rows, VOCAB, device="cuda") * 2.5
+    kind = torch.arange(num_rows, device="cuda") % 6
+    x[kind == 0, 1000:1040] = torch.linspace(12, 25, 40, device="cuda")
+    x[kind == 2] *= 0.05
+    x[kind == 3] = (x[kind == 3] * 2).round()
+    x[kind == 4] /= torch.randn_like(x[kind == 4])
+    x[kind == 5] = x[kind == 5].masked_fill(x[kind == 5] < 7, float("-inf"))
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("num_rows", [1, 128])
+@pytest.mark.parametrize("capacity", [64, 32_768], ids=["long search", "list"])
+def test_cuts_keep_what_sorting_keeps(num_rows, dtype, capacity):
+    from lightthinker.attention.triton.sampling_batch import RowSampling, SamplingBatch
+    from lightthinker.attention.triton.sampling_cut import KEEP_ALL, find_cuts
+    from lightthinker.testing.sampling import check_cut
+
+    logits = logits_of_many_kinds(num_rows).to(dtype)
+    rows = [RowSampling(**FILTERS[i % len(FILTERS)], seed=i) for i in range(num_rows)]
+    batch = SamplingBatch(max_rows=num_rows, vocab_size=VOCAB, device=logits.device)
+    batch.fill(rows)
+    found = find_cuts(logits, batch, capacity=capacity)
+    cuts = found.cut.tolist()
+    for x, row, cut in zip(logits, rows, cuts, strict=True):
+        if row.temperature in (0.0, 1.0) and row.top_p == 1 and row.min_p == 0:
+            assert cut == KEEP_ALL.value
+        else:
+            check_cut(x, row, cut)
+    if capacity == 64:
+        return
+    # As a language model's, and flat ones of 2.5 / 0.6 nats: no long search.
+    for i, length in enumerate(found.num_listed.tolist()):
+        if i % 6 == 0:
+            assert length < 2000 or rows[i].temperature > 1
+        if i % 6 == 1 and rows[i].temperature == 0.6:
+            assert length < 32_768
+    for _ in range(20):
+        assert torch.equal(find_cuts(logits, batch).cut, found.cut)
+    for i in range(0, num_rows, 9):
+        batch.fill([rows[i]])
+        assert int(find_cuts(logits[i : i + 1], batch).cut) == cuts[i]
+
+
+@pytest.mark.parametrize("num_rows", [1, 128])
+def test_filtered_sampling_in_a_graph_is_the_eager_one(num_rows):
+    from lightthinker.attention.triton.sample import sample
+    from lightthinker.attention.triton.sampling_batch import RowSampling, SamplingBatch
+
+    logits = logits_of_many_kinds(num_rows)
+    batch = SamplingBatch(max_rows=num_rows, vocab_size=VOCAB, device=logits.device)
+    outs = [
+        (
+            torch.full((num_rows,), -1, device="cuda"),
+            torch.zeros(num_rows, dtype=torch.bool, device="cuda"),
+        )
+        for _ in range(2)
+    ]
+    batch.fill([])
+    sample(logits, batch, *outs[0])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        sample(logits, batch, *outs[0])
+    for step in range(len(FILTERS)):
+        batch.fill(
+            [
+                RowSampling(**FILTERS[(i + step) % len(FILTERS)], seed=i, step=step)
+                for i in range(num_rows)
+            ]
+        )
+        for _ in range(3):
+            graph.replay()
+            sample(logits, batch, *outs[1])
+            assert torch.equal(outs[0][0], outs[1][0])
+            assert outs[0][1].all()
+            assert outs[1][1].all()
+
+
 def test_repetition_penalty_marks_what_was_sampled():
     from lightthinker.attention.triton.sample import sample
     from lightthinker.attention.triton.sampling_batch import RowSampling, SamplingBatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,6 +38,54 @@ def candidates(
     ordered, order = p.sort(descending=True)
     p[order[ordered.cumsum(0) - ordered >= setting.top_p]] = 0
     return p / p.sum()
+
+
+def kept_value(x: torch.Tensor, setting: RowSampling, tolerance: float = 0.0) -> float:
+    """Return the least value that min-p, top-k and top-p keep, found by sorting in float64.
+
+    Args:
+        x: float64 [V], logits after penalty and temperature, none of them NaN or +inf.
+        setting: How the row samples.
+        tolerance: Added to `top_p`.
+    """
+    top = float(x.max())
+    values = x[x > float("-inf")].sort(descending=True).values
+    if setting.min_p > 0:
+        values = values[values >= top + math.log(setting.min_p)]
+    if 0 < setting.top_k < len(values):
+        values = values[values >= values[setting.top_k - 1]]
+    if setting.top_p < 1:
+        mass = (values - top).exp()
+        above = mass.cumsum(0) - mass
+        values = values[: max(1, int((above < (setting.top_p + tolerance) * mass.sum()).sum()))]
+    return float(values[-1])
+
+
+def check_cut(logits: torch.Tensor, setting: RowSampling, order: int) -> None:
+    """Assert that a cut keeps what sorting keeps, ids right at the limit excepted.
+
+    Logits are taken to be exact to a few float32 roundings, and so are sums of probabilities.
+
+    Args:
+        logits: [V].
+        setting: How the row samples.
+        order: The cut; ids stay whose float32 is above it in the order of signed bit patterns.
+    """
+    x = logits.double().masked_fill(logits.isnan(), float("-inf"))
+    x /= np.float32(setting.temperature).item()
+    bits = np.array(order ^ ((order >> 31) & 0x7FFFFFFF), np.int64).astype(np.uint32)
+    cut = float(bits.view(np.float32))
+    if cut == 0 and order < 0:
+        cut = -1e-45  # -0.0, below the order of both zeros
+    elif cut != cut:
+        cut = math.copysign(float("inf"), order)
+    kept = x > cut
+    tolerance = 2e-6 + float(abs(x.max())) * 2**-22
+    least, most = (kept_value(x, setting, t) for t in (-tolerance, tolerance))
+    lost = (x >= least + abs(least) * 2**-22) & ~kept
+    added = kept & (x < most - abs(most) * 2**-22)
+    assert not lost.any(), f"{int(lost.sum())} of {int(kept.sum())} ids lost: {setting}"
+    assert not added.any(), f"{int(added.sum())} of {int(kept.sum())} ids too many: {setting}"
 
 
 def philox(seed: Any, c0: Any, c1: Any) -> list[Any]:

@@ -74,5 +74,5 @@ def test_copies_are_wide(kernels):
     compact = kernels["compact 16-bit words, 8 aligned"]
     assert compact["vector_loads"] > 0
     assert compact["vector_stores"] > 0
-    assert kernels["sample: cut"]["cp_async_16"] > 0
-    assert kernels["sample: draw"]["vector_loads"] > 0
+    for name in ("top", "list", "draw"):
+        assert kernels[f"sample: {name}"]["vector_loads"] > 0

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightthinker.attention.triton.sample import _cut_kernel, sample
+from lightthinker.attention.triton.sample import sample
 from lightthinker.attention.triton.sampling_batch import RowSampling, SamplingBatch
+from lightthinker.attention.triton.sampling_cut import find_cuts
 from lightthinker.testing.sampling import candidates, exponential, philox, race_winner
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real thing")
@@ -56,11 +57,7 @@ def kernel_candidates(logits, setting):
     batch.fill([setting])
     x = logits[None].clone()
     x[0, list(setting.forbidden)] = float("-inf")
-    cut = torch.zeros(1, dtype=torch.int32)
-    _cut_kernel[(1,)](
-        x, batch.words, batch.seen, cut, x.stride(0), batch.words.stride(0),
-        VOCAB=vocab, BLOCK=128, PIVOTS=8,
-    )  # fmt: skip
+    cut = find_cuts(x, batch).cut
     bits = (x[0] / torch.tensor(setting.temperature)).view(torch.int32)
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return set(((order > cut[0]) & (x[0] > float("-inf"))).nonzero().flatten().tolist())
