@@ -11,8 +11,10 @@ Every step (one method at one budget) is an evaluation of its own under runs/rep
 journal: the same command goes on after a crash, and steps that are finished are not run again, nor
 those that another target of the same command has. With --devices, the steps of all targets share
 one pool of processes, and a step that fails, or is not finished at the time limit, is named under
-`skipped` in the tables that miss it. A table is written to results/TARGET.json from real runs only;
-a smoke run's stays beside its steps. The last line printed is the tables' paths as JSON.
+`skipped` in the tables that miss it. With --tables-only nothing is run: the tables of what is
+finished are written, be it from another machine (copy its runs/reproduce/ here). A table is written
+to results/TARGET.json from real runs only; a smoke run's stays beside its steps. The last line
+printed is the tables' paths as JSON.
 
 Checkpoints: `lightthinker` (needed; by default the bundled model), and, where they were trained,
 `full_cot` (else the lightthinker checkpoint with compression off), `lightthinker_token`, `anllm`;
@@ -120,6 +122,11 @@ class Reproduction:
     def steps(self) -> list[Step]:
         """All steps; what others wait for comes first."""
         return [step for group in getattr(self, f"_{self.target}")() for step in group]
+
+    def unfinished(self) -> dict[Path, str]:
+        """Return the paths of steps that have no results, and that they are not finished."""
+        steps = [step for step in self.steps if self._finished(step) is None]
+        return {self._path(step): "not finished" for step in steps}
 
     def works(self) -> list[Work]:
         """Return the steps that are not finished, their journals open, for a pool."""
@@ -315,6 +322,8 @@ class Reproduction:
         known = json.loads(path.with_suffix(".settings.json").read_text("utf-8"))
         if step.checkpoint not in self.checkpoints:
             identity["model"] = known["model"]
+        if self.options.tables_only:
+            identity["versions"] = known["versions"]
         differences = settings_difference(known, identity)
         if not differences:
             print(f"{self.target}/{step.name}: finished before", file=sys.stderr)
@@ -358,7 +367,7 @@ class Reproduction:
             "device": "; ".join(dict.fromkeys(results.info.device for _, results in runs)),
             "versions": info.versions,
             "git_commit": info.git_commit,
-            "command": command_line(),
+            "command": self._command(runs),
             "seed": info.seed,
             "models": {step.checkpoint: results.info.model for step, results in runs},
             "method_settings": {
@@ -375,7 +384,12 @@ class Reproduction:
         """Return the steps as one comparison, as `lightthinker eval` writes it."""
         models = {step.checkpoint: results.info.model for step, results in runs}
         together = self._together(runs)[""]
-        return {**together.results.to_dict(), "command": command_line(), "models": models}
+        return {**together.results.to_dict(), "command": self._command(runs), "models": models}
+
+    def _command(self, runs: Sequence[tuple[Step, EvalResults]]) -> str:
+        """Return the command that made the table: this one, or first those that ran its steps."""
+        ran = [results.info.command for _, results in runs] if self.options.tables_only else []
+        return " && ".join(dict.fromkeys([*ran, command_line()]))
 
     def _pairs(self, runs: Sequence[tuple[Step, EvalResults]]) -> list[dict[str, Any]]:
         """Compare with full CoT across the steps that share their problems."""
@@ -442,6 +456,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--problems-per-job", type=int, default=500, help="of a process; by default 500"
     )
     parser.add_argument("--time-limit", type=float, help="seconds for the processes of --devices")
+    parser.add_argument("--tables-only", action="store_true", help="of finished steps; run nothing")
     parser.add_argument("--no-report", action="store_true", help="write no HTML report")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--max-num-seqs", type=int, default=256, help="most sequences at once")
@@ -461,7 +476,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from lightthinker.cli.app import main as lightthinker
 
         lightthinker(shlex.split(BUNDLED_ARGUMENTS))
-    failures = run_on_devices(targets, options) if options.devices else {}
+    failures: dict[Path, str] = {}
+    if options.tables_only:
+        failures = {path: why for target in targets for path, why in target.unfinished().items()}
+    elif options.devices:
+        failures = run_on_devices(targets, options)
     tables = {target.target: target.run(failures) for target in targets}
     print(json.dumps({name: str(path) for name, path in tables.items() if path is not None}))
     if failures:

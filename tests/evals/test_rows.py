@@ -164,6 +164,24 @@ def test_the_main_table_is_written_and_its_steps_run_once(
     with pytest.raises(SystemExit, match=r"other settings: seed: 0 -> 1"):
         reproduce.main([*arguments, "--seed", "1"])
 
+    # The steps come from a machine with another torch, and one of them never finished there.
+    for file in path.parent.glob("*.settings.json"):
+        settings = json.loads(file.read_text())
+        settings["versions"]["torch"] = "2.0.0"
+        file.write_text(json.dumps(settings))
+    (path.parent / "random_peak.json").unlink()
+    path.unlink()
+    with pytest.raises(SystemExit, match=r"2\.0\.0"):
+        reproduce.main(arguments)
+    capsys.readouterr()
+    monkeypatch.setattr(reproduce, "command_line", lambda: "python here")
+    with pytest.raises(SystemExit, match="1 steps are missing"):
+        reproduce.main([*arguments, "--tables-only"])
+    again = json.loads(path.read_text())
+    assert [row["method"] for row in again["rows"]] == methods[:-1]
+    assert again["skipped"]["random_peak"] == "not finished"
+    assert again["command"] == f"{written['command']} && python here"
+
 
 def test_targets_share_a_pool_and_a_step_that_fails_is_named(
     reproduce: ModuleType,
