@@ -24,6 +24,7 @@ from lightthinker.data.packing import ROW_COUNTS, VARIANT_VECTORS
 from lightthinker.errors import LightThinkerError
 from lightthinker.masks import LifetimeBatch, lifetimes
 from lightthinker.train.callbacks import Monitor
+from lightthinker.train.zero3 import build_whole_models
 
 COMPLETE_FILE = "complete.json"
 
@@ -44,6 +45,7 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.manifest = dict(manifest)
         self.monitor = monitor
+        build_whole_models()
         if self.is_fsdp_enabled and self.args.bf16:
             # accelerate's choice rounds the loss itself, and sums of gradients, to bf16.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
@@ -54,7 +56,7 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Cross-entropy on the labels under the rows' lifetimes, and distillation if asked for."""
-        inputs = dict(inputs)
+        batch, inputs = inputs, dict(inputs)
         counts = inputs.pop("counts", None)
         if counts is not None:
             self._counts += counts.sum(dim=0)
@@ -68,24 +70,21 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
         }
         if not teacher:
             with lifetimes(LifetimeBatch(**vectors)):
-                return super().compute_loss(model, inputs, *args, **kwargs)
-        inputs["teacher"] = teacher
-        kwargs["return_outputs"] = True
-        with lifetimes(LifetimeBatch(**vectors)):
-            loss, output = super().compute_loss(model, inputs, *args, **kwargs)
-        self._divergences.append(output["distillation"])
+                loss = super().compute_loss(model, inputs, *args, **kwargs)
+        else:
+            inputs["teacher"] = teacher
+            kwargs["return_outputs"] = True
+            with lifetimes(LifetimeBatch(**vectors)):
+                loss, output = super().compute_loss(model, inputs, *args, **kwargs)
+            self._divergences.append(output["distillation"])
+        if self.is_deepspeed_enabled:  # Its backward pass also updates the weights.
+            self._refuse_nonfinite(loss, batch)
         return loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """One forward and backward pass; a loss that is not finite ends training here."""
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"The loss became {float(loss)} in step {self.state.global_step + 1} on rank "
-                f"{self.args.process_index}; {self._locate(inputs)}. The last checkpoint is from "
-                "before that. Lower trainer.learning_rate, lengthen trainer.warmup_steps, or look "
-                "at that batch."
-            )
+        self._refuse_nonfinite(loss, inputs)
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -105,7 +104,9 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
 
     def log_apart(self, logs: dict[str, float], *, seconds: float) -> None:
         """Log something that took `seconds` of its own, which must not count as slowness."""
+        is_due = self.control.should_log
         super().log(logs)
+        self.control.should_log = is_due  # The step's own entry is still to come.
         self.monitor.pause(seconds)
         if self.is_world_process_zero():
             self.monitor.write(self.state.global_step, logs)
@@ -134,6 +135,15 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
             )
             mark_complete(folder, self.manifest | {"step": self.state.global_step})
             rotate_checkpoints(self.args.output_dir, save_total_limit=limit)
+
+    def _refuse_nonfinite(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"The loss became {float(loss)} in step {self.state.global_step + 1} on rank "
+                f"{self.args.process_index}; {self._locate(inputs)}. The last checkpoint is from "
+                "before that. Lower trainer.learning_rate, lengthen trainer.warmup_steps, or look "
+                "at that batch."
+            )
 
     @torch.no_grad()
     def _locate(self, inputs: dict[str, Any]) -> str:
@@ -167,7 +177,7 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
 def first_nonfinite(model: torch.nn.Module) -> str | None:
     """Return the name of the first parameter with a NaN or infinity (of this rank's shards)."""
     for name, parameter in model.named_parameters():
-        data = parameter.data
+        data = getattr(parameter, "ds_tensor", parameter.data)  # The first is ZeRO-3's shard.
         local = data.to_local() if isinstance(data, DTensor) else data
         if local.is_floating_point() and not bool(torch.isfinite(local).all()):
             return name
