@@ -199,26 +199,18 @@ def test_offloaded_zero3_equals_one_process(on_cpu, tmp_path):
 
 
 def _poisoned_rank(rank, world, port, recipe, resume):
+    """In the second step the loss, or with `resume` after it a weight, is not finite."""
     become_rank(rank, world, port)
     step_of = LightThinkerTrainer.training_step
 
     def poisoned(self, model, inputs, *args, **kwargs):
-        shards = [p.ds_tensor.data for p in self.model.parameters()]
-        if resume:  # As if a gradient had overflowed in the last micro-batch.
-            loss = step_of(self, model, inputs, *args, **kwargs)
-            if self.state.global_step == 1 and self.accelerator.sync_gradients:
-                shards[-1][0] = float("nan")
-            return loss
-        if self.state.global_step == 1:
-            before = [shard.clone() for shard in shards]
-            shards[-1].fill_(float("inf"))
-            self.model.model.norm.weight.data.fill_(float("inf"))
-            try:
-                return step_of(self, model, inputs, *args, **kwargs)
-            finally:
-                same = [torch.equal(a, b) for a, b in zip(before[:-1], shards[:-1], strict=True)]
-                Path(recipe.output_dir, f"same{rank}.json").write_text(json.dumps(all(same)))
-        return step_of(self, model, inputs, *args, **kwargs)
+        is_due = self.state.global_step == 1 and self.accelerator.sync_gradients
+        if is_due and not resume:
+            self.model.model.norm.weight.data.fill_(float("inf"))  # Too small to be sharded.
+        loss = step_of(self, model, inputs, *args, **kwargs)
+        if is_due and resume:
+            list(self.model.parameters())[-1].ds_tensor.data[0] = float("nan")
+        return loss
 
     LightThinkerTrainer.training_step = poisoned
     try:
@@ -229,16 +221,13 @@ def _poisoned_rank(rank, world, port, recipe, resume):
 
 @needs_deepspeed
 @pytest.mark.parametrize("in_weights", [False, True])
-def test_what_is_not_finite_ends_training_before_an_update_or_a_checkpoint(
-    on_cpu, tmp_path, in_weights
-):
+def test_what_is_not_finite_ends_training_before_a_checkpoint(on_cpu, tmp_path, in_weights):
     recipe = recipe_for_ranks(tmp_path / "run", tied=False, **ZERO3)
     recipe.trainer.update(save_strategy="steps", save_steps=2)
     train_zero3(recipe, target=_poisoned_rank, resume=in_weights)
-    said = "no checkpoint was written" if in_weights else "The loss became"
+    said = "lm_head.weight is not finite" if in_weights else "The loss became nan in step 2"
     for rank in range(2):
         assert said in (tmp_path / "run" / f"error{rank}.txt").read_text()
-        assert in_weights or json.loads((tmp_path / "run" / f"same{rank}.json").read_text())
     assert not list((tmp_path / "run" / "checkpoints").glob("*/model.safetensors"))
 
 

@@ -32,6 +32,9 @@ NF4_BYTES = 0.52
 """Of a weight in 4 bits: with bitsandbytes' double quantisation, 8 bits more for 64 weights."""
 DEVICE_MEMORY_GB = {"H100": 80.0, "H200": 141.0, "A100": 80.0, "B200": 180.0, "L40S": 48.0}
 
+ZERO3_LIVE_PARAMETERS = 10**9
+"""Gathered parameters that DeepSpeed leaves whole, as bf16: `stage3_max_live_parameters`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -112,10 +115,10 @@ def make_plan(recipe: Recipe, *, num_gpus: int = 1) -> Plan:
     offload = distributed.cpu_offload and sharded
     tokens = per_device * recipe.data.row_length
     frozen = size.num_parameters - size.num_trainable
+    held, live = (4 * size.num_trainable + bytes_per_weight * frozen) / shards, 0
     if sharded and distributed.strategy == "deepspeed_zero3":
         held = (6 * size.num_trainable + 2 * frozen) / shards  # bf16, and float32 of the trained.
-    else:
-        held = (4 * size.num_trainable + bytes_per_weight * frozen) / shards
+        live = 2 * min(ZERO3_LIVE_PARAMETERS, size.num_parameters)
     copied = num_gpus > 1 and not sharded  # DDP reduces gradients in buckets of its own.
     chunk = resolve_chunk(
         recipe.loss.chunk_tokens,
@@ -134,7 +137,7 @@ def make_plan(recipe: Recipe, *, num_gpus: int = 1) -> Plan:
         size=size,
         num_gpus=num_gpus,
         strategy=distributed.strategy if num_gpus > 1 else "single",
-        weights_gb=0.0 if offload else held / 1e9,
+        weights_gb=(live if offload else held + live) / 1e9,
         gradients_gb=0.0 if offload else (4 + 4 * copied) * size.num_trainable / shards / 1e9,
         optimizer_gb=0.0 if offload else 8 * size.num_trainable / shards / 1e9,
         activations_gb=_activation_bytes(recipe, size, tokens, sharded=sharded) / 1e9,

@@ -56,7 +56,7 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Cross-entropy on the labels under the rows' lifetimes, and distillation if asked for."""
-        batch, inputs = inputs, dict(inputs)
+        inputs = dict(inputs)
         counts = inputs.pop("counts", None)
         if counts is not None:
             self._counts += counts.sum(dim=0)
@@ -70,21 +70,24 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
         }
         if not teacher:
             with lifetimes(LifetimeBatch(**vectors)):
-                loss = super().compute_loss(model, inputs, *args, **kwargs)
-        else:
-            inputs["teacher"] = teacher
-            kwargs["return_outputs"] = True
-            with lifetimes(LifetimeBatch(**vectors)):
-                loss, output = super().compute_loss(model, inputs, *args, **kwargs)
-            self._divergences.append(output["distillation"])
-        if self.is_deepspeed_enabled:  # Its backward pass also updates the weights.
-            self._refuse_nonfinite(loss, batch)
+                return super().compute_loss(model, inputs, *args, **kwargs)
+        inputs["teacher"] = teacher
+        kwargs["return_outputs"] = True
+        with lifetimes(LifetimeBatch(**vectors)):
+            loss, output = super().compute_loss(model, inputs, *args, **kwargs)
+        self._divergences.append(output["distillation"])
         return loss
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """One forward and backward pass; a loss that is not finite ends training here."""
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self._refuse_nonfinite(loss, inputs)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"The loss became {float(loss)} in step {self.state.global_step + 1} on rank "
+                f"{self.args.process_index}; {self._locate(inputs)}. The last checkpoint is from "
+                "before that. Lower trainer.learning_rate, lengthen trainer.warmup_steps, or look "
+                "at that batch."
+            )
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -135,15 +138,6 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
             )
             mark_complete(folder, self.manifest | {"step": self.state.global_step})
             rotate_checkpoints(self.args.output_dir, save_total_limit=limit)
-
-    def _refuse_nonfinite(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
-        if not torch.isfinite(loss):
-            raise NonFiniteError(
-                f"The loss became {float(loss)} in step {self.state.global_step + 1} on rank "
-                f"{self.args.process_index}; {self._locate(inputs)}. The last checkpoint is from "
-                "before that. Lower trainer.learning_rate, lengthen trainer.warmup_steps, or look "
-                "at that batch."
-            )
 
     @torch.no_grad()
     def _locate(self, inputs: dict[str, Any]) -> str:
