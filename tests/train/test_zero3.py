@@ -37,7 +37,7 @@ from lightthinker.train.trainer import (
     compile_layers,
     first_nonfinite,
 )
-from lightthinker.train.zero3 import build_whole_models
+from lightthinker.train.zero3 import build_whole_models, move_buffers
 
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed"
@@ -241,6 +241,16 @@ def test_models_are_built_whole_again():
     assert is_deepspeed_zero3_enabled()
     build_whole_models()
     assert not is_deepspeed_zero3_enabled()
+
+
+def test_buffers_follow_the_shards_to_their_device():
+    model = tiny_model("qwen2")
+    names = [name for name, _ in model.named_buffers()]
+    move_buffers(model, torch.device("meta"))
+    assert [name for name, buffer in model.named_buffers() if buffer.is_meta] == names
+    assert names
+    assert not any(p.is_meta for p in model.parameters())
+    assert not model.state_dict().keys() & set(names), "they stay out of checkpoints"
 
 
 def test_zero3_checkpoints_need_as_many_gpus(tmp_path):

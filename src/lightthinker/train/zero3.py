@@ -46,6 +46,14 @@ def shard(model: Any, arguments: TrainingArguments) -> None:
     config = arguments.hf_deepspeed_config
     config.trainer_config_finalize(arguments, model, num_training_steps=0)
     deepspeed.zero.Init(module=model, config_dict_or_path=config.config)
+    move_buffers(model, arguments.device)  # DeepSpeed moves what it shards only.
+
+
+def move_buffers(model: Any, device: torch.device) -> None:
+    """Move everything that is not a parameter, in place."""
+    for name, buffer in list(model.named_buffers(remove_duplicate=False)):
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, buffer.to(device))
 
 
 @torch.no_grad()
