@@ -19,7 +19,7 @@ from lightthinker.compression import CompressionConfig
 from lightthinker.errors import ConfigError
 from lightthinker.testing.ranks import exit_codes, start_ranks, train_ddp_rank
 from lightthinker.testing.training import TINY_MODEL, tiny_recipe, training_losses
-from lightthinker.train.adapters import compression_token_ids, quantization
+from lightthinker.train.adapters import add_adapters, compression_token_ids, quantization
 from lightthinker.train.checkpoint import load_model
 from lightthinker.train.plan import NF4_BYTES, make_plan
 from lightthinker.train.run import train
@@ -32,8 +32,11 @@ LORA = {"rank": 8, "alpha": 32.0, "save_adapter": True, "quantize": True}
 
 
 def qlora_recipe(base, folder, **changes):
-    settings = {"lora": LORA, "distributed": {"strategy": "ddp"}, "trainer__max_steps": 12}
-    recipe = tiny_recipe(folder, model={"path": str(base)}, **(settings | changes))
+    settings = {
+        "model": {"path": str(base)}, "lora": LORA, "distributed": {"strategy": "ddp"},
+        "trainer__max_steps": 12,
+    }  # fmt: skip
+    recipe = tiny_recipe(folder, **(settings | changes))
     recipe.trainer.update(learning_rate=3e-3)
     return recipe
 
@@ -51,16 +54,21 @@ def base(request, tmp_path_factory):
 
 
 @needs_bitsandbytes
-def test_weights_of_layers_are_in_four_bits_as_planned(base, tmp_path):
-    recipe = qlora_recipe(base, tmp_path / "run")
-    model, _, _ = load_model(recipe, seed=0)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_of_layers_are_in_four_bits_as_planned(base, tmp_path, dtype):
+    recipe = qlora_recipe(base, tmp_path / "run", model={"path": str(base), "dtype": dtype})
+    model, _, compression = load_model(recipe, seed=0)
     sizes = {name: p.element_size() * p.numel() for name, p in model.named_parameters()}
     layers = [name for name in sizes if name.endswith("_proj.weight")]
     whole = load_file(base / "model.safetensors")
     for name in layers:
         assert sizes[name] == whole[name].numel() / 2
     others = {n: p for n, p in model.named_parameters() if n not in layers}
-    assert {p.dtype for p in others.values()} == {torch.float32}
+    assert {p.dtype for p in others.values()} == {getattr(torch, dtype)}
+    adapted = add_adapters(model, recipe, compression)
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or "token_adapter" in name for name in trained)
+    assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {torch.float32}
     plan = make_plan(recipe)
     adapters = 4 * plan.size.num_trainable
     packed = sum(whole[name].numel() for name in layers) * NF4_BYTES

@@ -59,8 +59,6 @@ def add_adapters(model: Any, recipe: Recipe, compression: CompressionConfig) -> 
         target_modules=targets if isinstance(targets, str) else list(targets),
         trainable_token_indices=dict.fromkeys(rows, tokens) if tokens else None,
     )
-    if is_quantized(model):
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         return peft.get_peft_model(model, settings)
     except ValueError as error:

@@ -217,14 +217,13 @@ def _without_weights(config: Any) -> Any:
 
 def _from_checkpoint(source: ModelSource, four_bits: dict[str, Any]) -> Any:
     extra: dict[str, Any] = {"use_safetensors": True, **four_bits}
-    dtype = torch.float32 if four_bits else getattr(torch, source.dtype)
     if source.gguf_file:
         from transformers import GgufConfig
 
         extra = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=dtype, trust_remote_code=False, **extra
+            source.path, dtype=getattr(torch, source.dtype), trust_remote_code=False, **extra
         )
     except OSError as error:
         raise CheckpointError(

@@ -207,8 +207,8 @@ def _measure(recipe: Recipe) -> tuple[ModelSize, float]:
     size = ModelSize.of(model)
     if not quantized:
         return size, dtype.itemsize
-    share = _embedding_weights(size) / size.num_parameters  # They stay float32.
-    return size, 4 * share + NF4_BYTES * (1 - share)
+    share = _embedding_weights(size) / size.num_parameters  # They stay whole.
+    return size, dtype.itemsize * share + NF4_BYTES * (1 - share)
 
 
 def _numbered(compression: CompressionConfig, ids: list[int]) -> CompressionConfig:
