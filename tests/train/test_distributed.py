@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
-import os
 import shutil
-import socket
 import sys
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from lightthinker.cli.app import main
 from lightthinker.errors import ConfigError, DataError
 from lightthinker.testing.models import tiny_model
+from lightthinker.testing.ranks import exit_codes, start_ranks, train_ddp_rank
 from lightthinker.testing.training import tiny_recipe, training_losses
 from lightthinker.train import run as run_module
 from lightthinker.train.distributed import deepspeed_config, fsdp2_config, training_settings
@@ -28,29 +26,8 @@ from lightthinker.train.run import train
 from lightthinker.train.trainer import NonFiniteError
 
 
-def _train_rank(rank, port, recipe, resume):
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    AcceleratorState._reset_state(reset_partial_state=True)
-    train(recipe, resume=resume)
-
-
 def _two_ranks(recipe, *, resume=False):
-    """Fork rather than start anew: importing torch twice more would take most of the time."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=_train_rank, args=(rank, port, recipe, resume)) for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(200)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    assert exit_codes(start_ranks(recipe, resume=resume, target=train_ddp_rank)) == [0, 0]
 
 
 def test_two_ranks_equal_one_and_both_go_on_where_two_stopped(tmp_path):

@@ -107,6 +107,8 @@ def test_gradients_and_activations_are_not_there_at_once_unless_accumulated(tmp_
         ("fsdp2", True, "float32", None, "offloaded"),
         ("fsdp2", False, "bfloat16", {"rank": 4}, "read"),
         ("ddp", False, "float32", None, "read by each"),
+        ("deepspeed_zero3", False, "float32", None, "read by each"),
+        ("deepspeed_zero3", True, "float32", None, "offloaded twice"),
     ],
 )
 def test_host_memory_is_that_of_one_model_where_one_process_reads_it(
@@ -123,9 +125,22 @@ def test_host_memory_is_that_of_one_model_where_one_process_reads_it(
         "read": model + (4 - getattr(torch, dtype).itemsize) * trained,  # float32 where trained
         "read by each": 4 * model,
         "offloaded": (16 + 2) * one.size.num_parameters,  # at the end, the final model beside it
+        "offloaded twice": (16 + 2 + 2) * one.size.num_parameters,  # DeepSpeed has bf16 copies
     }
     assert one.host_gb * 1e9 == pytest.approx(model)
     assert four.host_gb * 1e9 == pytest.approx(expected[at_once])
+
+
+def test_weights_under_deepspeed_are_bf16_and_float32_where_trained(tmp_path):
+    for lora in (None, {"rank": 4}):
+        recipe = tiny_recipe(
+            tmp_path / "run", distributed={"strategy": "deepspeed_zero3"}, lora=lora
+        )
+        one, four = (make_plan(recipe, num_gpus=n) for n in (1, 4))
+        every, trained = one.size.num_parameters, one.size.num_trainable
+        gathered = 2 * every
+        assert four.weights_gb * 1e9 == pytest.approx((2 * every + 4 * trained) / 4 + gathered)
+        assert one.weights_gb * 1e9 == pytest.approx(4 * every)
 
 
 def test_the_documented_plans_are_those_of_the_recipes():

@@ -1,80 +1,37 @@
 """accelerate's own FSDP2 path on two CPU processes trains, resumes and exports as one process does.
 
-accelerate shards on accelerators only; here it is told that the CPU is one.
+accelerate shards on accelerators only; here it is told that the CPU is one (testing/ranks.py).
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, fsdp_utils
+from accelerate.utils import fsdp_utils
 from safetensors.torch import load_file
-from transformers import training_args
 
-from lightthinker.testing.training import TINY_MODEL, tiny_recipe, training_losses
+from lightthinker.testing.ranks import become_rank, exit_codes, start_ranks
+from lightthinker.testing.training import recipe_for_ranks, tiny_recipe, training_losses
 from lightthinker.train import run as run_module
 from lightthinker.train import sharding
 from lightthinker.train.run import train
 
 
-def _prepare_rank(rank, world, port):
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_TORCH_DEVICE": "cpu",
-    }  # fmt: skip
-    AcceleratorState._reset_state(reset_partial_state=True)
-    training_args.is_torch_bf16_gpu_available = lambda: True
-    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
-    settings, form = run_module.training_settings, run_module.checkpoint_format
-    run_module.training_settings = lambda recipe, on_gpu: settings(recipe, on_gpu=True)
-    run_module.checkpoint_format = lambda recipe, on_gpu: form(recipe, on_gpu=True)
-
-
-def _train_rank(rank, world, port, recipe, resume):
-    _prepare_rank(rank, world, port)
-    train(recipe, resume=resume)
-
-
-def train_sharded(recipe, *, world=2, resume=False, target=_train_rank):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    ranks = [
-        context.Process(target=target, args=(rank, world, port, recipe, resume))
-        for rank in range(world)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(200)
-    assert [process.exitcode for process in ranks] == [0] * world
-
-
-def recipe_of(folder, *, tied=True, use_cpu=False, **changes):
-    model = {**TINY_MODEL, "config": {**TINY_MODEL["config"], "tie_word_embeddings": tied}}
-    recipe = tiny_recipe(
-        folder, model=model, distributed={"global_batch_size": 4}, trainer__use_cpu=use_cpu,
-        **changes,
-    )  # fmt: skip
-    recipe.trainer.update(per_device_train_batch_size=1, learning_rate=1e-3, bf16=False)
-    return recipe
+def train_sharded(recipe, *, world=2, **settings):
+    assert exit_codes(start_ranks(recipe, world=world, **settings)) == [0] * world
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_sharded_full_fine_tuning_equals_one_process_and_resumes_on_one(tmp_path, tied):
-    plain = recipe_of(tmp_path / "plain", tied=tied, use_cpu=True)
-    sharded = recipe_of(tmp_path / "sharded", tied=tied)
+    plain = recipe_for_ranks(tmp_path / "plain", tied=tied, use_cpu=True)
+    sharded = recipe_for_ranks(tmp_path / "sharded", tied=tied)
     sharded.trainer.update(save_strategy="steps" if tied else "no", save_steps=4)
     sharded.trainer.update(gradient_checkpointing=True)
     train(plain)
@@ -95,8 +52,8 @@ def test_sharded_full_fine_tuning_equals_one_process_and_resumes_on_one(tmp_path
 
 def test_in_bfloat16_the_loss_itself_is_not_rounded(tmp_path):
     """Weights are gathered in bf16; loss and gradients are summed in float32."""
-    plain = recipe_of(tmp_path / "plain", use_cpu=True)
-    sharded = recipe_of(tmp_path / "sharded")
+    plain = recipe_for_ranks(tmp_path / "plain", use_cpu=True)
+    sharded = recipe_for_ranks(tmp_path / "sharded")
     for recipe in (plain, sharded):
         recipe.trainer.update(bf16=True)
     train(plain)
@@ -110,8 +67,8 @@ def test_in_bfloat16_the_loss_itself_is_not_rounded(tmp_path):
 def test_sharded_lora_equals_one_process_and_resumes(tmp_path, tied):
     """Tied weights behind peft's wrappers stay one weight."""
     lora = {"rank": 4, "save_adapter": True}
-    plain = recipe_of(tmp_path / "plain", tied=tied, use_cpu=True, lora=lora)
-    sharded = recipe_of(tmp_path / "sharded", tied=tied, lora=lora)
+    plain = recipe_for_ranks(tmp_path / "plain", tied=tied, use_cpu=True, lora=lora)
+    sharded = recipe_for_ranks(tmp_path / "sharded", tied=tied, lora=lora)
     sharded.trainer.update(save_strategy="steps" if tied else "no", save_steps=4)
     train(plain)
     train_sharded(sharded)
@@ -130,7 +87,9 @@ def test_sharded_lora_equals_one_process_and_resumes(tmp_path, tied):
 
 def test_rows_added_to_a_checkpoint_are_those_of_one_process(tmp_path):
     """Frozen bfloat16 weights, adapters and new rows are sent; embeddings grow on every rank."""
-    base = recipe_of(tmp_path / "base", use_cpu=True, tied=False, compression={"method": "full"})
+    base = recipe_for_ranks(
+        tmp_path / "base", use_cpu=True, tied=False, compression={"method": "full"}
+    )
     base.trainer.update(max_steps=1)
     train(base)
     config = tmp_path / "base" / "config.json"  # which is wrong about the head, as some are
@@ -166,7 +125,7 @@ def _resident_bytes(field):
 
 
 def _measure_rank(rank, world, port, recipe, resume):
-    _prepare_rank(rank, world, port)
+    become_rank(rank, world, port)
     load, before, measured = run_module.load_model, _resident_bytes("VmRSS"), {}
     shard = fsdp_utils.fsdp2_load_full_state_dict
 
@@ -197,7 +156,7 @@ def _measure_rank(rank, world, port, recipe, resume):
 
 
 def test_other_ranks_never_hold_the_weights(tmp_path):
-    recipe = recipe_of(tmp_path / "run")
+    recipe = recipe_for_ranks(tmp_path / "run")
     recipe.model.config.update(
         hidden_size=512, intermediate_size=2048, num_hidden_layers=16, num_attention_heads=8,
         head_dim=64,

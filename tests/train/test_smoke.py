@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from lightthinker.cli.app import main
 from lightthinker.compression import CompressionConfig
-from lightthinker.testing.training import tiny_recipe
+from lightthinker.testing.training import tiny_recipe, training_losses
 from lightthinker.train.flops import ModelSize, peak_of_name
 from lightthinker.train.plan import make_plan
 from lightthinker.train.recipe import load_recipe
@@ -108,6 +108,7 @@ def test_evaluation_with_the_engine_does_not_touch_training(tmp_path):
     log = [json.loads(line) for line in (watched / "training_log.jsonl").read_text().splitlines()]
     evaluations = [entry for entry in log if "eval_accuracy" in entry]
     assert [entry["step"] for entry in evaluations] == [2, 3]
+    assert training_losses(watched) == training_losses(plain), "each step has its own entry"
     assert {"eval_peak_tokens", "eval_full_cot_accuracy", "eval_finished"} <= set(evaluations[0])
     transcripts = (watched / "transcripts.jsonl").read_text().splitlines()
     assert len(transcripts) == 4

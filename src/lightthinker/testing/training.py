@@ -48,6 +48,24 @@ def tiny_recipe(output: Path, **changes: Any) -> Recipe:
     return recipe_from_dict(settings)
 
 
+def recipe_for_ranks(
+    output: Path,
+    *,
+    strategy: str = "fsdp2",
+    cpu_offload: bool = False,
+    tied: bool = True,
+    use_cpu: bool = False,
+    **changes: Any,
+) -> Recipe:
+    """Return a recipe of four rows a step that sharded ranks and, with `use_cpu`, one can run."""
+    model = {**TINY_MODEL, "config": {**TINY_MODEL["config"], "tie_word_embeddings": tied}}
+    distributed = {"strategy": strategy, "cpu_offload": cpu_offload, "global_batch_size": 4}
+    settings = {"model": model, "distributed": distributed, "trainer__use_cpu": use_cpu}
+    recipe = tiny_recipe(output, **(settings | changes))
+    recipe.trainer.update(per_device_train_batch_size=1, learning_rate=1e-3, bf16=False)
+    return recipe
+
+
 def training_losses(folder: Path) -> list[float]:
     """Return the loss of each log entry of a finished run."""
     log = json.loads((folder / "training_log.json").read_text())["log_history"]

@@ -59,35 +59,49 @@ def add_adapters(model: Any, recipe: Recipe, compression: CompressionConfig) -> 
         target_modules=targets if isinstance(targets, str) else list(targets),
         trainable_token_indices=dict.fromkeys(rows, tokens) if tokens else None,
     )
-    if lora.quantize:
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     try:
         return peft.get_peft_model(model, settings)
     except ValueError as error:
         raise ConfigError(f"lora: {error}") from error
 
 
-def quantization(recipe: Recipe) -> Any:
-    """Return the 4-bit settings of QLoRA (NF4, bf16 arithmetic), or None.
+def quantization(recipe: Recipe) -> dict[str, Any]:
+    """Return what QLoRA asks of `from_pretrained`: NF4 weights, where they are trained; or nothing.
+
+    Arithmetic is bf16 on a GPU and float32 on a CPU.
 
     Raises:
-        ConfigError: bitsandbytes or a GPU is missing.
+        ConfigError: bitsandbytes is missing, or has no 4-bit layers for the device.
     """
     if recipe.lora is None or not recipe.lora.quantize:
-        return None
-    import importlib.util
-
+        return {}
     import torch
     from transformers import BitsAndBytesConfig
 
-    if importlib.util.find_spec("bitsandbytes") is None or not torch.cuda.is_available():
-        raise ConfigError("lora.quantize needs a CUDA device and `pip install bitsandbytes`.")
-    return BitsAndBytesConfig(
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ConfigError("lora.quantize needs `pip install bitsandbytes`.") from error
+    on_gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu")
+    device = "cuda" if on_gpu else "cpu"
+    if device not in bitsandbytes.supported_torch_devices:
+        raise ConfigError(
+            f"lora.quantize: bitsandbytes {bitsandbytes.__version__} has no 4-bit layers for "
+            f"{device}; `pip install -U bitsandbytes` may bring them."
+        )
+    settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
     )
+    where = torch.cuda.current_device() if on_gpu else "cpu"
+    return {"quantization_config": settings, "device_map": {"": where}}
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether transformers loaded the weights in fewer bits, so that they may not be cast."""
+    return bool(getattr(model, "is_quantized", False))
 
 
 def base_model(model: Any, recipe: Recipe) -> Any:

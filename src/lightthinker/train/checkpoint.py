@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lightthinker.compression import CompressionConfig
 from lightthinker.errors import CheckpointError, ConfigError
 from lightthinker.tokens import add_tokens
-from lightthinker.train.adapters import quantization
+from lightthinker.train.adapters import is_quantized, quantization
 from lightthinker.train.recipe import ModelSource, Recipe
 from lightthinker.train.task_tokenizer import build_task_tokenizer
 
@@ -49,7 +49,7 @@ def load_model(
             source.config, vocab_size=len(tokenizer), tokenizer=tokenizer, seed=seed
         )
     else:
-        model = _from_checkpoint(source, quantization(recipe) if quantize else None)
+        model = _from_checkpoint(source, quantization(recipe) if quantize else {})
         check_architecture(source, model.config)
         if source.max_position_embeddings is not None:
             model.config.max_position_embeddings = source.max_position_embeddings
@@ -64,15 +64,19 @@ def load_model(
                 f"The tokenizer {source.tokenizer or source.path} has {len(tokenizer)} tokens but "
                 f"{source.path} has {num_rows} embeddings: they do not belong together."
             )
-    if source.dtype != "float32" and quantization_free(model):
-        model.to(getattr(torch, source.dtype))
+    if source.dtype != "float32" and not is_quantized(model):
+        cast_weights(model, getattr(torch, source.dtype))
     compression = add_tokens(model, tokenizer, recipe.compression)
     return model, tokenizer, compression
 
 
-def quantization_free(model: Any) -> bool:
-    """Whether the weights may be cast."""
-    return not getattr(model, "is_quantized", False)
+def cast_weights(model: Any, dtype: torch.dtype) -> None:
+    """Cast the parameters of a model in place; buffers stay as precise as they were made.
+
+    RoPE's frequencies are a buffer: rounded to bf16 they would turn distant tokens by radians.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def check_architecture(source: ModelSource, config: Any) -> None:
@@ -211,18 +215,15 @@ def _without_weights(config: Any) -> Any:
     return model
 
 
-def _from_checkpoint(source: ModelSource, four_bits: Any) -> Any:
-    extra: dict[str, Any] = {"use_safetensors": True}
-    dtype = getattr(torch, source.dtype)
-    if four_bits is not None:
-        extra["quantization_config"], dtype = four_bits, torch.float32
+def _from_checkpoint(source: ModelSource, four_bits: dict[str, Any]) -> Any:
+    extra: dict[str, Any] = {"use_safetensors": True, **four_bits}
     if source.gguf_file:
         from transformers import GgufConfig
 
         extra = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=dtype, trust_remote_code=False, **extra
+            source.path, dtype=getattr(torch, source.dtype), trust_remote_code=False, **extra
         )
     except OSError as error:
         raise CheckpointError(

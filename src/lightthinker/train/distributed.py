@@ -85,7 +85,10 @@ def fsdp2_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
-    """Return a DeepSpeed ZeRO-3 configuration; `auto` is filled in from TrainingArguments."""
+    """Return a DeepSpeed ZeRO-3 configuration; `auto` is filled in from TrainingArguments.
+
+    Gradients are summed in float32, over micro-batches and over GPUs; DeepSpeed's default is bf16.
+    """
     where = {"device": "cpu", "pin_memory": True} if recipe.distributed.cpu_offload else None
     zero: dict[str, Any] = {
         "stage": 3,
@@ -100,6 +103,8 @@ def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
         zero |= {"offload_param": where, "offload_optimizer": where}
     return {
         "bf16": {"enabled": "auto"},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": zero,
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",

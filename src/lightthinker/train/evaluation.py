@@ -23,6 +23,7 @@ from lightthinker.engine.outputs import CompletionOutput
 from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.errors import ConfigError
 from lightthinker.tasks import FAMILIES, Problem, verify
+from lightthinker.train.checkpoint import cast_weights
 from lightthinker.train.export import standalone_model
 from lightthinker.train.recipe import Recipe
 from lightthinker.train.sections import EvaluateConfig
@@ -124,7 +125,8 @@ class EngineEvaluation(TrainerCallback):  # type: ignore[misc]
         model = standalone_model(self.trainer, self.recipe, dtype=dtype)
         measured: dict[str, float] = {}
         if model is not None:
-            model = model.to(device=device, dtype=dtype).eval()
+            cast_weights(model, dtype)
+            model = model.to(device).eval()
             modes = {"eval": self.compression.method != "full"}
             if self.settings.full_cot and self.compression.method != "full":
                 modes["eval_full_cot"] = False

@@ -19,6 +19,7 @@ from lightthinker.train.checkpoint import load_model
 from lightthinker.train.recipe import Recipe
 from lightthinker.train.sharding import gathered_state
 from lightthinker.train.trainer import LightThinkerTrainer
+from lightthinker.train.zero3 import zero3_state
 
 
 @torch.no_grad()
@@ -40,16 +41,19 @@ def standalone_model(
         adapter: Folder to write the adapters to as well, not merged.
     """
     adapted = has_adapters(recipe)
+    gathered: dict[str, Any] = {"trained_only": adapted, "dtype": None if adapted else dtype}
     if trainer.is_fsdp_enabled:
-        state = gathered_state(
-            trainer.model_wrapped, trained_only=adapted, dtype=None if adapted else dtype
-        )
+        state = gathered_state(trainer.model_wrapped, **gathered)
+    elif trainer.is_deepspeed_enabled:
+        state = zero3_state(trainer.model, **gathered)
     else:
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.is_world_process_zero():
         return None
     if adapter is not None:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(adapter, state_dict=state)
+        wrapped = trainer.accelerator.unwrap_model(trainer.model)
+        # The rows that are trained are in the adapter; peft would add whole embeddings to them.
+        wrapped.save_pretrained(adapter, state_dict=state, save_embedding_layers=False)
     with torch.random.fork_rng():
         if adapted:
             model, _, compression = load_model(recipe, seed=trainer.args.seed, quantize=False)
@@ -66,7 +70,7 @@ def standalone_model(
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # What is not gathered from shards are the weights in training themselves.
-        is_copy = trainer.is_fsdp_enabled
+        is_copy = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         copied = {name: tensor.to("cpu", copy=not is_copy) for name, tensor in state.items()}
         model.load_state_dict(copied, assign=True)
         model.tie_weights()

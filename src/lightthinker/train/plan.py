@@ -28,7 +28,12 @@ from lightthinker.train.recipe import Recipe
 from lightthinker.train.task_tokenizer import build_task_tokenizer
 
 ASSUMED_MFU = 0.4
+NF4_BYTES = 0.52
+"""Of a weight in 4 bits: with bitsandbytes' double quantisation, 8 bits more for 64 weights."""
 DEVICE_MEMORY_GB = {"H100": 80.0, "H200": 141.0, "A100": 80.0, "B200": 180.0, "L40S": 48.0}
+
+ZERO3_LIVE_PARAMETERS = 10**9
+"""Gathered parameters that DeepSpeed leaves whole, as bf16: `stage3_max_live_parameters`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,10 @@ def make_plan(recipe: Recipe, *, num_gpus: int = 1) -> Plan:
     offload = distributed.cpu_offload and sharded
     tokens = per_device * recipe.data.row_length
     frozen = size.num_parameters - size.num_trainable
-    held = (4 * size.num_trainable + bytes_per_weight * frozen) / shards
+    held, live = (4 * size.num_trainable + bytes_per_weight * frozen) / shards, 0
+    if sharded and distributed.strategy == "deepspeed_zero3":
+        held = (6 * size.num_trainable + 2 * frozen) / shards  # bf16, and float32 of the trained.
+        live = 2 * min(ZERO3_LIVE_PARAMETERS, size.num_parameters)
     copied = num_gpus > 1 and not sharded  # DDP reduces gradients in buckets of its own.
     chunk = resolve_chunk(
         recipe.loss.chunk_tokens,
@@ -129,7 +137,7 @@ def make_plan(recipe: Recipe, *, num_gpus: int = 1) -> Plan:
         size=size,
         num_gpus=num_gpus,
         strategy=distributed.strategy if num_gpus > 1 else "single",
-        weights_gb=0.0 if offload else held / 1e9,
+        weights_gb=(live if offload else held + live) / 1e9,
         gradients_gb=0.0 if offload else (4 + 4 * copied) * size.num_trainable / shards / 1e9,
         optimizer_gb=0.0 if offload else 8 * size.num_trainable / shards / 1e9,
         activations_gb=_activation_bytes(recipe, size, tokens, sharded=sharded) / 1e9,
@@ -196,7 +204,11 @@ def _measure(recipe: Recipe) -> tuple[ModelSize, float]:
         tokens = range(len(recipe.compression.special_tokens))
         model = add_adapters(model, plain, _numbered(recipe.compression, list(tokens)))
         model = model.get_base_model()
-    return ModelSize.of(model), 0.55 if quantized else dtype.itemsize
+    size = ModelSize.of(model)
+    if not quantized:
+        return size, dtype.itemsize
+    share = _embedding_weights(size) / size.num_parameters  # They stay whole.
+    return size, dtype.itemsize * share + NF4_BYTES * (1 - share)
 
 
 def _numbered(compression: CompressionConfig, ids: list[int]) -> CompressionConfig:
@@ -215,9 +227,12 @@ def _task_vocabulary(recipe: Recipe) -> int | None:
     return len(build_task_tokenizer()) + len(recipe.compression.special_tokens)
 
 
+def _embedding_weights(size: ModelSize) -> int:
+    return (1 if size.is_tied else 2) * size.vocab_size * size.hidden_size
+
+
 def _layer_weights(size: ModelSize) -> float:
-    embeddings = (1 if size.is_tied else 2) * size.vocab_size * size.hidden_size
-    return (size.num_parameters - embeddings) / size.num_layers
+    return (size.num_parameters - _embedding_weights(size)) / size.num_layers
 
 
 def _has_copies(recipe: Recipe, *, sharded: bool) -> bool:
@@ -290,7 +305,7 @@ def _host_bytes(
     alone: gathered in the dtype that is saved, or, with adapters, read again to merge into.
     """
     as_read: int = getattr(torch, recipe.model.dtype).itemsize
-    quantized = bytes_per_weight < as_read
+    quantized = recipe.lora is not None and recipe.lora.quantize
     frozen = size.num_parameters - size.num_trainable
     reading = num_gpus * bytes_per_weight * size.num_parameters
     if (
@@ -298,6 +313,8 @@ def _host_bytes(
     ):  # accelerate makes what is trained float32 before it shards.
         reading = 4.0 * size.num_trainable + bytes_per_weight * frozen
     held = (16.0 * size.num_trainable + bytes_per_weight * frozen) if offload else 0.0
+    if offload and recipe.distributed.strategy == "deepspeed_zero3":
+        held = 18.0 * size.num_trainable + 2.0 * frozen
     is_adapted = recipe.lora is not None or recipe.model.trainable == "new_tokens"
     save_as: int = getattr(torch, recipe.save.dtype).itemsize
     saved = as_read if is_adapted else save_as

@@ -265,6 +265,9 @@ class Recipe:
                               "always trains the new rows.")  # fmt: skip
         if self.lora is not None and self.lora.quantize and self.distributed.strategy != "ddp":
             raise ConfigError("lora.quantize (QLoRA) needs distributed.strategy: ddp.")
+        is_safetensors = self.model.path is not None and self.model.gguf_file is None
+        if self.lora is not None and self.lora.quantize and not is_safetensors:
+            raise ConfigError("lora.quantize (QLoRA) needs a model.path with safetensors weights.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `recipe_from_dict` reads back."""

@@ -68,6 +68,7 @@ def check_resumable(
         ("data", "hash of the training rows: the data changed since the run began"),
         ("format", "checkpoint format; start with --num-gpus (1 is allowed) for fsdp2, without "
          "for a plain checkpoint"),
+        ("ranks", "GPUs that wrote it; DeepSpeed goes on with as many only, fsdp2 with any number"),
     ):  # fmt: skip
         if saved.get(key) != manifest[key]:
             raise ConfigError(

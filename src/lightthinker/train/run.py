@@ -47,6 +47,7 @@ from lightthinker.train.trainer import (
     NonFiniteError,
     compile_layers,
 )
+from lightthinker.train.zero3 import build_whole_models, shard
 
 JSON_LINES_FILE = "training_log.jsonl"
 
@@ -113,6 +114,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         "data": data_hash,
         "rows_per_step": rows_per_step,
         "format": form,
+        "ranks": arguments.world_size if form == "deepspeed_zero3" else None,
     }
     if resume and last is not None:
         check_resumable(last, output / RECIPE_FILE, recipe, manifest)
@@ -130,6 +132,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         callbacks.append(WeightsFromFirstRank(model, mixed_precision=bool(arguments.bf16)))
         if has_adapters(recipe):
             callbacks.append(EmbeddingsInRootUnit(model))
+    elif form == "deepspeed_zero3":
+        shard(model, arguments)
     trainer = LightThinkerTrainer(
         model=model,
         args=arguments,
@@ -211,13 +215,15 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
             "nothing more."
         )
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(Path(recipe.output_dir) / "checkpoints"),
             remove_unused_columns=False,
             **values,
         )
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"trainer: {error}") from error
+    build_whole_models()
+    return arguments
 
 
 def _load(recipe: Recipe, arguments: TrainingArguments, *, once: bool) -> tuple[Any, Any, Any]:

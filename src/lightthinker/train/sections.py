@@ -74,7 +74,7 @@ class LoraConfig:
         alpha: Scale; the update is alpha / rank times their product.
         dropout: Dropout on the adapters' input.
         target_modules: Names of the linear layers to adapt, or `all-linear`.
-        quantize: Hold the frozen weights in 4 bits (QLoRA; bitsandbytes, CUDA only).
+        quantize: Hold the frozen weights of linear layers in 4 bits (QLoRA; needs bitsandbytes).
         save_adapter: Keep the adapter beside the merged checkpoint, in `adapter/`.
     """
 

@@ -24,6 +24,7 @@ from lightthinker.data.packing import ROW_COUNTS, VARIANT_VECTORS
 from lightthinker.errors import LightThinkerError
 from lightthinker.masks import LifetimeBatch, lifetimes
 from lightthinker.train.callbacks import Monitor
+from lightthinker.train.zero3 import build_whole_models
 
 COMPLETE_FILE = "complete.json"
 
@@ -44,6 +45,7 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.manifest = dict(manifest)
         self.monitor = monitor
+        build_whole_models()
         if self.is_fsdp_enabled and self.args.bf16:
             # accelerate's choice rounds the loss itself, and sums of gradients, to bf16.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
@@ -105,7 +107,9 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
 
     def log_apart(self, logs: dict[str, float], *, seconds: float) -> None:
         """Log something that took `seconds` of its own, which must not count as slowness."""
+        is_due = self.control.should_log
         super().log(logs)
+        self.control.should_log = is_due  # The step's own entry is still to come.
         self.monitor.pause(seconds)
         if self.is_world_process_zero():
             self.monitor.write(self.state.global_step, logs)
@@ -167,7 +171,7 @@ class LightThinkerTrainer(Trainer):  # type: ignore[misc]
 def first_nonfinite(model: torch.nn.Module) -> str | None:
     """Return the name of the first parameter with a NaN or infinity (of this rank's shards)."""
     for name, parameter in model.named_parameters():
-        data = parameter.data
+        data = getattr(parameter, "ds_tensor", parameter.data)  # The first is ZeRO-3's shard.
         local = data.to_local() if isinstance(data, DTensor) else data
         if local.is_floating_point() and not bool(torch.isfinite(local).all()):
             return name
