@@ -133,6 +133,32 @@ def over_all(folder: Path, stem: str) -> str:
     return "\n".join([title, "", *grid(head, lines)])
 
 
+def by_budget(folder: Path) -> str:
+    """Render the accuracy of eviction methods over all families by budget."""
+    results = load(folder, "budget_sweep")
+    rows = [row for row in results["rows"] if row["task"] == "all"]
+    found = {(r["method"].partition(":")[0], r["budget"]): r for r in rows if r["budget"]}
+    budgets = sorted({budget for _, budget in found})
+    lines = [
+        (
+            NAMES.get(name, name),
+            *(
+                f"{found[name, budget]['accuracy']:.1%}" if (name, budget) in found else ""
+                for budget in budgets
+            ),
+        )
+        for name in dict.fromkeys(name for name, _ in found)
+    ]
+    points = "; ".join(
+        f"{NAMES[row['method']]} {share(row)} at a peak of {number(row['peak_tokens'])} tokens"
+        for row in rows
+        if not row["budget"]
+    )
+    title = f"`results/budget_sweep.json`: {results['device']}. {points}."
+    table = grid(["budget", *(number(budget) for budget in budgets)], lines)
+    return "\n".join([title, "", *table])
+
+
 def method_name(method: str) -> str:
     """Return what a table calls a method, its budget said in words."""
     name, _, how = method.partition(":")
@@ -164,6 +190,7 @@ def first_errors(folder: Path) -> str:
 
 
 VIEWS: dict[str, Callable[[Path], str]] = {
+    "budget_sweep/all": by_budget,
     "first_errors/table": first_errors,
     "long_reasoning/lengths": by_length,
     "main_table/all": partial(over_all, stem="main_table"),

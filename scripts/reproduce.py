@@ -112,9 +112,10 @@ class Reproduction:
         self._combined: dict[str, Run] = {}
         self.checkpoints = {"lightthinker": BUNDLED, **given}
         self.checkpoints.setdefault("full_cot", self.checkpoints["lightthinker"])
+        rivals = TRAINED if target in WITH_TRAINED else ()
         self.skipped = {
             name: "no checkpoint was given"
-            for name in TRAINED
+            for name in rivals
             if name not in self.checkpoints and not (self.folder / f"{name}.json").is_file()
         }
 
@@ -375,7 +376,7 @@ class Reproduction:
                 for _, results in runs
                 for name, values in results.info.method_settings.items()
             },
-            "skipped": self.skipped if self.target in WITH_TRAINED else {},
+            "skipped": self.skipped,
             "processes": self.options.devices.split(",") if self.options.devices else None,
             "smoke": self.options.smoke,
         }

@@ -218,6 +218,12 @@ def test_targets_share_a_pool_and_a_step_that_fails_is_named(
     assert "budget_sweep/full_cot: part" not in captured.err
     first = [row for row in sweep["rows"] if row["method"] == "full_cot"]
     assert first == [row for row in main["rows"] if row["method"] == "full_cot"]
+    assert sweep["skipped"] == {}
+    (Path(paths["budget_sweep"]).parent / "random_400.json").unlink()
+    with pytest.raises(SystemExit, match="1 steps are missing"):
+        reproduce.main(["budget_sweep", "--tables-only", *arguments[2:]])
+    sweep = json.loads(Path(paths["budget_sweep"]).read_text())
+    assert sweep["skipped"] == {"random_400": "not finished"}
 
 
 def test_a_trained_rival_that_ran_needs_its_checkpoint_no_more(
