@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 from lightthinker.attention.rows_metadata import TILE_ROWS
 from lightthinker.attention.triton import (
     linear,
+    observe,
     rows_kernel,
     sample,
     sampling_cut,
@@ -69,11 +70,14 @@ POINTERS = {
     **dict.fromkeys(("partial_out", "partial_log2_sum", "logits", "piece_best"), "*fp32"),
     **dict.fromkeys(("pieces", "piece_top", "piece_mass", "masses", "listed_logits"), "*fp32"),
     **dict.fromkeys(("x", "weight", "bias"), "*bf16"),
+    **dict.fromkeys(("query_rows", "slots", "source_LHM", "target_M"), "*i64"),
+    "sums": "*fp32",
+    "visible": "*i1",
     "counters": "*i32",
     "seen": "*u8",
     "valid": "*i1",
 }
-SCALARS = {"scale": "fp32", "softcap": "fp32"}
+SCALARS = {"scale": "fp32", "softcap": "fp32", "factor": "fp32"}
 
 
 def compile_kernel(
@@ -197,6 +201,20 @@ def other_kernels() -> Iterator[dict[str, Any]]:
         }
         compiled = compile_kernel(triton_compact._compact_kernel, constants, 4, 1)
         yield report(f"compact {word}-bit words, {aligned} aligned", compiled)
+    constants = {
+        "NUM_LAYERS": 28, "ALIGNED_WORDS": 8, "BLOCK_M": triton_compact.BLOCK_MOVES, "BLOCK_W": 128,
+    }  # fmt: skip
+    POINTERS["words"] = "*i16"
+    compiled = compile_kernel(triton_compact._compact_heads_kernel, constants, 4, 1)
+    yield report("compact heads", compiled)
+    for dim, group in ((128, 7), (256, 8)):
+        POINTERS.update(query="*bf16", key_pool="*bf16")
+        constants = {
+            "NUM_HEADS": 4, "GROUP": group, "BLOCK_G": 16, "DIM": dim, "BLOCK_D": dim,
+            "BLOCK_N": observe.block_keys(dim), "MAX_LOGIT": False, "HAS_SOFTCAP": False,
+        }  # fmt: skip
+        compiled = compile_kernel(observe._observe_kernel, constants, 4, 3)
+        yield report(f"observe, heads of {dim}", compiled)
     POINTERS["words"] = "*i32"
     vocabulary = {"VOCAB": 152_064}
     pieces = {**vocabulary, "NUM_PIECES": 38}

@@ -31,7 +31,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -365,9 +365,12 @@ class Reproduction:
         return {
             "rows": rows,
             "against_full_cot": self._pairs(runs),
-            "device": "; ".join(dict.fromkeys(results.info.device for _, results in runs)),
-            "versions": info.versions,
-            "git_commit": info.git_commit,
+            "device": _joined(results.info.device for _, results in runs),
+            "versions": {
+                name: _joined(results.info.versions.get(name, "") for _, results in runs)
+                for name in info.versions
+            },
+            "git_commit": _joined(results.info.git_commit or "" for _, results in runs) or None,
             "command": self._command(runs),
             "seed": info.seed,
             "models": {step.checkpoint: results.info.model for step, results in runs},
@@ -423,6 +426,11 @@ class Reproduction:
             print(f"Report: {self.folder / name}", file=sys.stderr)
 
 
+def _joined(values: Iterable[str]) -> str:
+    """Return what steps were made by or with, each once."""
+    return "; ".join(dict.fromkeys(values))
+
+
 def command_line() -> str:
     """Return the command as typed, for the record."""
     return shlex.join(["python", "scripts/reproduce.py", *sys.argv[1:]])
@@ -470,6 +478,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the targets asked for."""
     options = parse(arguments)
+    if options.tables_only and (options.overwrite or "bundled_model" in options.targets):
+        sys.exit("error: --tables-only runs nothing: no bundled_model, and no --overwrite.")
     for places in (Reproduction.places, Reproduction.digests, Reproduction.problems):
         places.clear()
     targets = [Reproduction(name, options) for name in options.targets if name != "bundled_model"]
@@ -485,7 +495,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables = {target.target: target.run(failures) for target in targets}
     print(json.dumps({name: str(path) for name, path in tables.items() if path is not None}))
     if failures:
-        sys.exit(f"error: {len(failures)} steps are missing; the same command goes on with them.")
+        how = (
+            "they are for a run without --tables-only"
+            if options.tables_only
+            else ("the same command goes on with them")
+        )
+        sys.exit(f"error: {len(failures)} steps are missing; {how}.")
 
 
 def run_on_devices(targets: Sequence[Reproduction], options: argparse.Namespace) -> dict[Path, str]:

@@ -270,6 +270,12 @@ def test_processes_that_share_a_gpu_are_told_their_part(reproduce: ModuleType) -
         reproduce.main(["main_table", "--smoke", "--num-problems", "main_tabel=3"])
 
 
+def test_tables_only_runs_and_deletes_nothing(reproduce: ModuleType) -> None:
+    for more in (["--overwrite"], ["bundled_model"]):
+        with pytest.raises(SystemExit, match="--tables-only runs nothing"):
+            reproduce.main(["main_table", *more, "--tables-only"])
+
+
 def test_unknown_checkpoints_are_refused(reproduce: ModuleType) -> None:
     with pytest.raises(SystemExit, match="unknown checkpoint 'lightthinkr'"):
         reproduce.main(["main_table", "--checkpoint", "lightthinkr=x"])

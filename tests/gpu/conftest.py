@@ -14,6 +14,5 @@ def nothing_left_of_other_tests():
 
     Dynamo compiles one function for at most a few models of different structure.
     """
-    yield
     gc.collect()
     torch._dynamo.reset()

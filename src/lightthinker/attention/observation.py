@@ -4,8 +4,8 @@ Fused attention never shows its probabilities, so they are computed once more, i
 the observed rows only, and added up per slot and KV head beside the keys (`PagePool.scores`). Works
 with any backend, which it stands around for a step (`watching`): once a layer's keys are stored and
 attended to, the observed rows attend again. A step without observed rows costs nothing, and where
-our kernels run, one kernel a layer does what one row a sequence takes. Shapes: B sequences, R rows,
-L live tokens, H KV heads, G query heads per KV head, D head size.
+our kernels run, one kernel does in a layer what one row a sequence takes. Shapes: B sequences, R
+rows, L live tokens, H KV heads, G query heads per KV head, D head size.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class AttentionObserver:
         """Add the attention that this layer's observed rows pay to the sums."""
         for block in self._blocks:
             assert self.pool.scores is not None, "PagePool.keep_scores() comes first"
-            if self.kernels and block.query_rows_BR.shape[1] == 1:
+            if self._has_kernel and block.query_rows_BR.shape[1] == 1:
                 self._observe_single_rows(layer, block, query_THD, scaling, softcap)
                 continue
             keys_BLHD = self.pool.keys[layer][block.slots_BL]
@@ -127,6 +127,11 @@ class AttentionObserver:
             scores.index_add_(
                 0, block.slots_BL.flatten(), received_BLH.flatten(0, 1).to(scores.dtype)
             )
+
+    @property
+    def _has_kernel(self) -> bool:
+        scores = self.pool.scores
+        return self.kernels and scores is not None and scores.dtype == torch.float32
 
     def _observe_single_rows(
         self,

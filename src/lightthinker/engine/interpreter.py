@@ -6,6 +6,7 @@ would change them behind its user's back.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 
@@ -30,3 +31,4 @@ def exempt_what_stays() -> None:
     """
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # At its end the process lets go of everything, in silence.

@@ -178,7 +178,7 @@ class SlotMover:
         if self._scores is None:
             self._scores = _Launch(list(scores_LNH), torch.int16)
         for launch in (self._launches[0], self._scores):
-            launch.run_heads(source_LHM.contiguous(), target_M, group_size)
+            launch.run_heads(source_LHM.contiguous(), target_M.contiguous(), group_size)
 
     def pack(self, source: Integers, target: Integers, group_sizes: list[int]) -> PackedMoves:
         """Bring a step's moves to the device in one asynchronous copy (arguments as in `move`)."""

@@ -76,7 +76,8 @@ def cast_weights(model: Any, dtype: torch.dtype) -> None:
     RoPE's frequencies are a buffer: rounded to bf16 they would turn distant tokens by radians.
     """
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def check_architecture(source: ModelSource, config: Any) -> None:

@@ -70,6 +70,12 @@ def test_weights_go_from_memory_to_hopper_tensor_cores(kernels):
         assert kernel["shared_bytes"] < 227 * 1024 // 2, "two programs fit a multiprocessor"
 
 
+def test_eviction_fits_smaller_gpus(kernels):
+    assert kernels["compact heads"]["vector_stores"] > 0
+    for dim in (128, 256):
+        assert kernels[f"observe, heads of {dim}"]["shared_bytes"] <= 99 * 1024
+
+
 def test_copies_are_wide(kernels):
     compact = kernels["compact 16-bit words, 8 aligned"]
     assert compact["vector_loads"] > 0

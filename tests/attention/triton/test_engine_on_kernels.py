@@ -123,7 +123,8 @@ def evict(backend: str, policy: Any) -> tuple[list[list[int]], list[torch.Tensor
         outputs += engine.step()
         engine.scheduler.check_integrity()
     outputs.sort(key=lambda o: o.request_id)
-    assert engine.scheduler.num_tokens_freed > 10
+    freed = sum(o.outputs[0].stats.tokens_freed for o in outputs)
+    assert engine.scheduler.num_tokens_freed == freed > 10
     return [o.outputs[0].token_ids for o in outputs], keys, engine.pool.scores
 
 

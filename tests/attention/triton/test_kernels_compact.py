@@ -112,9 +112,10 @@ def test_a_poisoning_pool_refuses_moves_out_of_order(source, target, sizes, comp
 @pytest.mark.parametrize("page_size", [1, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dims", [(64, 64), (24, 10)], ids=["wide", "narrow"])
-def test_every_head_keeps_tokens_of_its_own(page_size, dtype, dims):
-    """Three sequences, 70 of 90 tokens each: two blocks of moves and a part of a third."""
-    num_layers, num_heads, live, kept = 2, 3, 90, 70
+@pytest.mark.parametrize("kept", [70, 1])
+def test_every_head_keeps_tokens_of_its_own(page_size, dtype, dims, kept):
+    """Three sequences of 90 tokens; 70 are two blocks of moves and a part of a third."""
+    num_layers, num_heads, live = 2, 3, 90
     shapes = [LayerShape(num_heads, *dims)] * num_layers
     ours, theirs = pools(page_size, dtype, shapes, num_pages=480 // page_size)
     for pool in (ours, theirs):

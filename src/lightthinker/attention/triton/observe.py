@@ -16,7 +16,9 @@ from lightthinker.attention.batch import Grouping
 from lightthinker.attention.triton.launch import next_power_of_two
 from lightthinker.attention.triton.score import masked_log2_scores
 
-BLOCK_N = 64
+BLOCK_KEYS = 64 * 128
+"""Elements of keys at a time, in float32: more would not fit the shared memory of every GPU."""
+
 MIN_DOT_SIZE = 16
 
 
@@ -53,7 +55,7 @@ def _observe_kernel(
     num_live,
     scale,
     softcap,
-    weight,
+    factor,
     query_stride_t,
     query_stride_h,
     key_pool_stride_n,
@@ -89,7 +91,7 @@ def _observe_kernel(
         total = total * tl.exp2(maximum - finite) + tl.sum(tl.exp2(x - finite[:, None]), 1)
         maximum = larger
     finite = tl.where(maximum > float("-inf"), maximum, 0.0)
-    share = tl.where(total > 0.0, weight / total, 0.0)
+    share = tl.where(total > 0.0, factor / total, 0.0)
     for start in tl.range(0, num_live, BLOCK_N):
         x, slot, seen = _scores(
             q, keys, slots_line, visible_line, start, num_live, key_pool_stride_n, scale, softcap,
@@ -101,6 +103,11 @@ def _observe_kernel(
         before = tl.load(place, mask=seen, other=0.0)
         tl.debug_barrier()
         tl.store(place, before + received, mask=seen)
+
+
+def block_keys(block_d: int) -> int:
+    """Return how many keys are read together."""
+    return min(64, max(MIN_DOT_SIZE, BLOCK_KEYS // block_d))
 
 
 def observe_rows(
@@ -135,6 +142,7 @@ def observe_rows(
     assert sums_NH.is_contiguous()
     assert sums_NH.dtype == torch.float32
     num_sequences, num_live = slots_BL.shape
+    block_d = max(MIN_DOT_SIZE, next_power_of_two(dim))
     _observe_kernel[(num_sequences, num_heads)](
         query_THD,
         key_pool_NHD,
@@ -152,8 +160,8 @@ def observe_rows(
         GROUP=group,
         BLOCK_G=max(MIN_DOT_SIZE, next_power_of_two(group)),
         DIM=dim,
-        BLOCK_D=max(MIN_DOT_SIZE, next_power_of_two(dim)),
-        BLOCK_N=BLOCK_N,
+        BLOCK_D=block_d,
+        BLOCK_N=block_keys(block_d),
         MAX_LOGIT=grouping == "max_logit",
         HAS_SOFTCAP=softcap is not None,
         num_warps=4,
