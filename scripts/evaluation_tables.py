@@ -174,6 +174,7 @@ def first_errors(folder: Path) -> str:
             row["setting"],
             NAMES[row["method"]],
             f"{row['num_wrong']} of {number(row['num_problems'])}",
+            row["first_mixed_up"],
             row["first_value"],
             "" if row["median_age"] is None else f"{row['median_age']:g}",
             row["first_statement"],
@@ -183,7 +184,8 @@ def first_errors(folder: Path) -> str:
         for row in load(folder, "first_errors")["errors"]
     )
     head = [
-        "traces", "method", "wrong", "an earlier value misread", "lines ago, median",
+        "traces", "method", "wrong", "an earlier value read as another variable's",
+        "as something else", "lines ago, median",
         "another line of the program", "arithmetic", "ending",
     ]  # fmt: skip
     return "\n".join(grid(head, lines))

@@ -5,10 +5,10 @@ r"""Where reasoning about `programs` goes wrong first: what kind of line, and ho
 
 Reads the samples that `scripts/reproduce.py` leaves. A correct trace states, line by line, the
 program's next statement, the values it reads, and the result, so the first line that is not what it
-should be says what failed: another `statement` than the program's next one, a `value` that was
-computed right before and is read wrong now (`age` is how many lines ago it was computed), the
-`arithmetic` of right values, or the `ending`: traces that are right and stop early, or answer
-something else.
+should be says what failed: another `statement` than the program's next one, a value that was
+computed right before and is read wrong now (`mixed_up`: as the value of another variable; `value`:
+as anything else; `age` is how many lines ago it was computed), the `arithmetic` of right values, or
+the `ending`: traces that are right and stop early, or answer something else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 from lightthinker.evals.records import SampleRecord, read_samples, write_text
 from lightthinker.evals.results import package_versions
 
-KINDS = ("statement", "value", "arithmetic", "ending")
+KINDS = ("statement", "mixed_up", "value", "arithmetic", "ending")
 ASSIGNMENT = re.compile(r"(\w+)=(\w+)\*(\d+)([+-])(\w+)$")
 
 
@@ -61,8 +61,8 @@ def first_error(question: str, text: str) -> tuple[str, int | None]:
         if stated != statement:
             return "statement", None
         for variable in (left, right):
-            if f"{variable}={values[variable]}" not in re.split(r"[;:]", rest):
-                return "value", number - line_of[variable]
+            if kind := misread(variable, values, rest):
+                return kind, number - line_of[variable]
         if not rest.endswith(f";{name}={result % modulus}"):
             return "arithmetic", None
         values[name] = result % modulus
@@ -70,9 +70,19 @@ def first_error(question: str, text: str) -> tuple[str, int | None]:
     wanted = re.findall(r"\w+", question.splitlines()[-1])[1:]
     last = next(thoughts, "")
     for variable in wanted:
-        if last and f"{variable}={values[variable]}" not in re.split(r"[;:]", last):
-            return "value", number + 1 - line_of[variable]
+        if last and (kind := misread(variable, values, last)):
+            return kind, number + 1 - line_of[variable]
     return "ending", None
+
+
+def misread(variable: str, values: dict[str, int], line: str) -> str | None:
+    """Return how a line misreads a variable, if it does."""
+    parts = re.split(r"[;:]", line)
+    if f"{variable}={values[variable]}" in parts:
+        return None
+    read = [part.partition("=")[2] for part in parts if part.startswith(f"{variable}=")]
+    others = {str(value) for name, value in values.items() if name != variable}
+    return "mixed_up" if read and read[0] in others else "value"
 
 
 def row(name: str, records: Sequence[SampleRecord]) -> dict[str, Any]:

@@ -26,8 +26,9 @@ def test_the_problem_is_the_one_that_the_cases_change():
     ("old", "new", "expected"),
     [
         ("U=O*7-R;O=174;R=98", "U=O*7-R;O=175;R=98", ("value", 1)),
-        ("b=U*8+J;U=120;J=198", "b=U*8+J;U=120;J=692", ("value", 4)),
-        ("print(O+T+J);O=174;T=280;J=198", "print(O+T+J);O=174;T=280;J=120", ("value", 6)),
+        ("b=U*8+J;U=120;J=198", "b=U*8+J;U=120;J=692", ("mixed_up", 4)),
+        ("b=U*8+J;U=120;J=198", "b=U*8+J;U=120", ("value", 4)),
+        ("print(O+T+J);O=174;T=280;J=198", "print(O+T+J);O=174;T=280;J=120", ("mixed_up", 6)),
         ("U=O*7-R;O", "U=O*7-J;O", ("statement", None)),
         ("=1120;U=120", "=1120;U=121", ("arithmetic", None)),
         ("The answer is 652", "The answer is 9", ("ending", None)),
