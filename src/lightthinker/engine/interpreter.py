@@ -27,7 +27,7 @@ def exempt_what_stays() -> None:
     """Keep what is there now out of all later garbage collections.
 
     Libraries, the model's modules and compiled code stay as long as the process. Looking through
-    them is most of a full collection, a third of a second in which no token is sampled.
+    them is most of a full collection, during which no token is sampled.
     """
     gc.collect()
     gc.freeze()

@@ -213,13 +213,12 @@ class _Launch:
         self.tensors = tensors
         self.words = tensors[0].view(word)
         self.aligned_words = wide if aligned else 1
-        self.max_words = max(words for _, words, _ in table)
         self.row_words = [words for _, words, _ in table]
         self.table = torch.tensor(table, dtype=torch.int64, device=tensors[0].device)
 
     def run(self, moves: PackedMoves) -> None:
         num_groups = len(moves.group_start) - 1
-        grid = (len(self.tensors), num_groups, -(-self.max_words // BLOCK_WORDS))
+        grid = (len(self.tensors), num_groups, -(-max(self.row_words) // BLOCK_WORDS))
         _compact_kernel[grid](
             self.words,
             self.table,

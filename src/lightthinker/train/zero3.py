@@ -3,8 +3,8 @@
 transformers would shard a model while it is built. New embedding rows, adapters and the chunked
 loss need whole weights, so models are built whole, on the CPU of each rank, and are sharded here
 before the Trainer sees them: one parameter at a time, each from the first rank, so that no GPU ever
-holds a whole model. Trained weights exist twice: as float32 that the
-optimizer updates and, under bf16, as the bf16 copies that are multiplied with. Knows no recipe.
+holds a whole model. Trained weights exist twice: as float32 that the optimizer updates and, under
+bf16, as the bf16 copies that are multiplied with. Knows no recipe.
 """
 
 from __future__ import annotations
