@@ -207,12 +207,20 @@ class Reproduction:
             for how in ("mean", "peak")
             for name in EVICTION
         ]
+        keeping = [
+            self._step(
+                f"{name}_peak_prompt", "full_cot", (f"{name}:match=peak,keep_prompt=true",), match
+            )
+            for name in EVICTION
+            if name != "random"  # It keeps the prompt anyway.
+        ]
         trained = [
             self._step(name, name, (name,), base) for name in TRAINED if name not in self.skipped
         ]
         return [
             [light, self._step("full_cot", "full_cot", ("full_cot",), base), *trained],
             evicting,
+            keeping,
         ]
 
     def _budget_sweep(self) -> list[list[Step]]:
