@@ -163,7 +163,11 @@ def method_name(method: str) -> str:
     """Return what a table calls a method, its budget said in words."""
     name, _, how = method.partition(":")
     name = NAMES.get(name, name)
-    by = {"match=mean": "LightThinker's mean", "match=peak": "LightThinker's peak"}.get(how, how)
+    by = {
+        "match=mean": "LightThinker's mean",
+        "match=peak": "LightThinker's peak",
+        "match=peak,keep_prompt=true": "LightThinker's peak, question kept",
+    }.get(how, how)
     return f"{name}, {by}" if how else name
 
 
