@@ -147,13 +147,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
         data = gather(root / "results")
         for ground, theme in THEMES.items():
             path = root / "docs/images" / f"{name}-{ground}.svg"
-            known = path.read_text("utf-8") if path.is_file() else ""
-            if DRAWN_FROM + digest_of(data) in known:
-                continue
             if not options.check:
                 draw(path, theme, data, paint)
-                print(path.relative_to(root))
-            else:
+                continue
+            known = path.read_text("utf-8") if path.is_file() else ""
+            if DRAWN_FROM + digest_of(data) not in known:
                 stale.append(path.name)
     if stale:
         sys.exit(f"stale: {', '.join(stale)}; run python scripts/draw_figures.py")
