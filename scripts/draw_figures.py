@@ -59,12 +59,14 @@ def accuracy_by_size(folder: Path) -> dict[str, Any]:
     for row in over_all(load(folder, "budget_sweep")):
         if row["budget"]:
             curves.setdefault(row["method"].partition(":")[0], []).append(point(row))
-    points = [
-        {"method": row["method"], **point(row)}
-        for row in over_all(load(folder, "main_table"))
-        if not row["budget"]
-    ]
-    return {"curves": curves, "points": points}
+    table = over_all(load(folder, "main_table"))
+    points = [{"method": row["method"], **point(row)} for row in table if not row["budget"]]
+    kept = {
+        row["method"].partition(":")[0]: point(row)
+        for row in table
+        if row["method"].endswith("keep_prompt=true")
+    }
+    return {"curves": curves, "points": points, "kept": kept}
 
 
 def point(row: Results) -> Results:
@@ -80,6 +82,10 @@ def draw_accuracy_by_size(axes: Any, theme: Theme, data: dict[str, Any]) -> None
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.6,
                   label=NAMES.get(name, name))  # fmt: skip
+        if name in data["kept"]:
+            place = data["kept"][name]
+            axes.plot(place["x"], place["y"], color=colour, marker=marker, markersize=7,
+                      fillstyle="none", markeredgewidth=1.6)  # fmt: skip
     for place in data["points"]:
         name = place["method"]
         colour = {"lightthinker": theme.lightthinker, "full_cot": theme.full_cot}.get(name)
@@ -95,8 +101,10 @@ def draw_accuracy_by_size(axes: Any, theme: Theme, data: dict[str, Any]) -> None
     axes.set_xlim(0, 760)
     axes.set_xlabel("mean peak of live tokens, question included")
     axes.set_ylabel("accuracy")
-    legend = axes.legend(title="eviction, by budget", frameon=False, loc="center left",
-                         bbox_to_anchor=(0.02, 0.5), labelcolor=theme.ink)  # fmt: skip
+    legend = axes.legend(
+        title="eviction, by budget\n(hollow: question kept)", frameon=False, loc="center left",
+        bbox_to_anchor=(0.0, 0.64), labelcolor=theme.ink,
+    )  # fmt: skip
     legend.get_title().set_color(theme.muted)
 
 

@@ -105,14 +105,16 @@ def by_length(folder: Path) -> str:
 def over_all(folder: Path, stem: str) -> str:
     """Render every method of a table over all of its problems."""
     results = load(folder, stem)
-    pairs = {p["method"]: p for p in results["against_full_cot"] if p["task"] == "all"}
+    tasks = {row["task"] for row in results["rows"]}
+    whole = "all" if len(tasks) > 1 else tasks.pop()
+    pairs = {p["method"]: p for p in results["against_full_cot"] if p["task"] == whole}
     head = [
         "", "accuracy (95 %)", "less full chain-of-thought, points (95 %)", "peak tokens",
         "mean live", "Dep",
     ]  # fmt: skip
     lines = []
     for row in results["rows"]:
-        if row["task"] != "all":
+        if row["task"] != whole:
             continue
         difference = ""
         if pair := pairs.get(row["method"]):
@@ -131,6 +133,21 @@ def over_all(folder: Path, stem: str) -> str:
         )
     title = f"`results/{stem}.json`: {results['device']}."
     return "\n".join([title, "", *grid(head, lines)])
+
+
+def kept_question(folder: Path) -> str:
+    """Render accuracy by family where nothing of the question is evicted, beside LightThinker."""
+    found: dict[str, dict[str, Results]] = {}
+    for row in load(folder, "main_table")["rows"]:
+        if row["method"] == "lightthinker" or row["method"].endswith("keep_prompt=true"):
+            found.setdefault(row["method"], {})[row["task"]] = row
+    families = [task for task in found["lightthinker"] if task != "all"]
+    lines = (
+        (method_name(method).removesuffix(", LightThinker's peak, question kept"),
+         *(f"{row[family]['accuracy']:.1%}" for family in families))
+        for method, row in found.items()
+    )  # fmt: skip
+    return "\n".join(grid(["", *(family.replace("_", " ") for family in families)], lines))
 
 
 def by_budget(folder: Path) -> str:
@@ -199,6 +216,7 @@ VIEWS: dict[str, Callable[[Path], str]] = {
     "budget_sweep/all": by_budget,
     "first_errors/table": first_errors,
     "long_reasoning/lengths": by_length,
+    "main_table/kept": kept_question,
     "main_table/all": partial(over_all, stem="main_table"),
     "smollm2_gsm8k_methods/all": partial(over_all, stem="smollm2_gsm8k_methods"),
 }
