@@ -180,7 +180,7 @@ def test_the_main_table_is_written_and_its_steps_run_once(
         reproduce.main([*arguments, "--tables-only"])
     again = json.loads(path.read_text())
     assert [row["method"] for row in again["rows"]] == methods[:-1]
-    assert again["skipped"]["random_peak"] == "not finished"
+    assert again["skipped"]["h2o_peak_prompt"] == "not finished"
     assert again["command"] == f"{written['command']} && python here"
 
 
