@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation_tables import name_and_keeping
 from tables import NAMES, Results, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,18 +56,20 @@ def over_all(results: Results) -> list[Results]:
 
 def accuracy_by_size(folder: Path) -> dict[str, Any]:
     """Accuracy over peak tokens: eviction at each budget as lines, trained methods as points."""
-    curves: dict[str, list[Results]] = {}
+    curves: dict[str, dict[str, list[Results]]] = {}
     for row in over_all(load(folder, "budget_sweep")):
         if row["budget"]:
-            curves.setdefault(row["method"].partition(":")[0], []).append(point(row))
-    table = over_all(load(folder, "main_table"))
-    points = [{"method": row["method"], **point(row)} for row in table if not row["budget"]]
-    kept = {
-        row["method"].partition(":")[0]: point(row)
-        for row in table
-        if row["method"].endswith("keep_prompt=true")
-    }
-    return {"curves": curves, "points": points, "kept": kept}
+            name, keeps = name_and_keeping(row["method"])
+            lines = curves.setdefault(name, {"kept": [], "evicted": []})
+            lines["kept" if keeps else "evicted"].append(point(row))
+    points = []
+    for row in over_all(load(folder, "main_table")):
+        name, keeps = name_and_keeping(row["method"])
+        if not row["budget"]:
+            points.append({"method": name, **point(row)})
+        elif keeps and "match=peak" in row["method"]:
+            curves.setdefault(name, {"kept": [], "evicted": []})["kept"].append(point(row))
+    return {"curves": curves, "points": points}
 
 
 def point(row: Results) -> Results:
@@ -76,16 +79,17 @@ def point(row: Results) -> Results:
 
 def draw_accuracy_by_size(axes: Any, theme: Theme, data: dict[str, Any]) -> None:
     """Lines with their intervals as bands; the points that the page is about have labels."""
-    for (name, rows), colour, marker in zip(data["curves"].items(), theme.rivals, MARKERS):
-        rows = sorted(rows, key=lambda row: row["x"])
-        x, y, low, high = ([row[key] for row in rows] for key in ("x", "y", "low", "high"))
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.6,
-                  label=NAMES.get(name, name))  # fmt: skip
-        if name in data["kept"]:
-            place = data["kept"][name]
-            axes.plot(place["x"], place["y"], color=colour, marker=marker, markersize=7,
-                      fillstyle="none", markeredgewidth=1.6)  # fmt: skip
+    for (name, lines), colour, marker in zip(data["curves"].items(), theme.rivals, MARKERS):
+        for how, rows in lines.items():
+            rows = sorted(rows, key=lambda row: row["x"])
+            x, y, low, high = ([row[key] for row in rows] for key in ("x", "y", "low", "high"))
+            kept = how == "kept"
+            axes.fill_between(x, low, high, color=colour, alpha=0.15 if kept else 0.07, linewidth=0)
+            axes.plot(
+                x, y, color=colour, marker=marker, markersize=5 if kept else 3.5,
+                linewidth=1.8 if kept else 1.1, linestyle="-" if kept else (0, (4, 2)),
+                label=NAMES.get(name, name) if kept else None,
+            )  # fmt: skip
     for place in data["points"]:
         name = place["method"]
         colour = {"lightthinker": theme.lightthinker, "full_cot": theme.full_cot}.get(name)
@@ -101,9 +105,10 @@ def draw_accuracy_by_size(axes: Any, theme: Theme, data: dict[str, Any]) -> None
     axes.set_xlim(0, 760)
     axes.set_xlabel("mean peak of live tokens, question included")
     axes.set_ylabel("accuracy")
+    title = "eviction by budget, question kept\n(dashed: question evicted, too)"
     legend = axes.legend(
-        title="eviction, by budget\n(hollow: question kept)", frameon=False, loc="center left",
-        bbox_to_anchor=(0.0, 0.64), labelcolor=theme.ink,
+        title=title, frameon=False, loc="center left", alignment="left",
+        bbox_to_anchor=(0.0, 0.6), labelcolor=theme.ink,
     )  # fmt: skip
     legend.get_title().set_color(theme.muted)
 

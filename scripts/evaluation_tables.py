@@ -154,17 +154,19 @@ def by_budget(folder: Path) -> str:
     """Render the accuracy of eviction methods over all families by budget."""
     results = load(folder, "budget_sweep")
     rows = [row for row in results["rows"] if row["task"] == "all"]
-    found = {(r["method"].partition(":")[0], r["budget"]): r for r in rows if r["budget"]}
-    budgets = sorted({budget for _, budget in found})
+    found = {(*name_and_keeping(r["method"]), r["budget"]): r for r in rows if r["budget"]}
+    budgets = sorted({budget for *_, budget in found})
     lines = [
         (
-            NAMES.get(name, name),
+            NAMES.get(name, name) + (", question kept" if keeps else ""),
             *(
-                f"{found[name, budget]['accuracy']:.1%}" if (name, budget) in found else ""
+                f"{found[name, keeps, budget]['accuracy']:.1%}"
+                if (name, keeps, budget) in found
+                else ""
                 for budget in budgets
             ),
         )
-        for name in dict.fromkeys(name for name, _ in found)
+        for name, keeps in sorted(dict.fromkeys(k[:2] for k in found), key=lambda k: not k[1])
     ]
     points = "; ".join(
         f"{NAMES[row['method']]} {share(row)} at a peak of {number(row['peak_tokens'])} tokens"
@@ -174,6 +176,12 @@ def by_budget(folder: Path) -> str:
     title = f"`results/budget_sweep.json`: {results['device']}. {points}."
     table = grid(["budget", *(number(budget) for budget in budgets)], lines)
     return "\n".join([title, "", *table])
+
+
+def name_and_keeping(method: str) -> tuple[str, bool]:
+    """Return an eviction method's name and whether it keeps the question."""
+    name, _, how = method.partition(":")
+    return name, name == "random" or "keep_prompt=true" in how
 
 
 def method_name(method: str) -> str:
