@@ -60,6 +60,8 @@ class Shape(NamedTuple):
     steps: tuple[int, ...] = (1,)
 
 
+# Small and large groups each with and without a window, storing (a step without a prompt) and not:
+# a name may be missing on one of these paths alone.
 SHAPES = {
     "Qwen2.5-1.5B": Shape(12, 2, 128, steps=(1, 0)),
     "Qwen2.5-7B": Shape(28, 4, 128, steps=(128,)),
@@ -68,11 +70,11 @@ SHAPES = {
     "Gemma2-9B fp32": Shape(16, 8, 256, window=4096, softcap=50.0, dtype=FP32),
     "groups of 1 fp16": Shape(4, 4, 64, dtype=FP16),
     "heads of 80, pages of 48": Shape(4, 4, 80, page_size=48, window=100),
-    "heads of 96 fp32": Shape(6, 1, 96, page_size=32, dtype=FP32, steps=(0,)),
+    "groups of 6 fp32": Shape(6, 1, 64, page_size=32, dtype=FP32),
     "groups of 16, pages of 1": Shape(16, 1, 128, page_size=1),
-    "groups of 16 fp32": Shape(16, 1, 64, dtype=FP32, window=100),
+    "groups of 16 fp32": Shape(16, 1, 64, dtype=FP32, window=100, steps=(1, 0)),
     "groups of 24": Shape(24, 1, 128),
-    "groups of 24 fp16": Shape(24, 1, 64, window=100, dtype=FP16, steps=(0,)),
+    "groups of 24 fp16, heads of 96": Shape(24, 1, 96, dtype=FP16, steps=(0,)),
     "values of 128": Shape(12, 2, 192, value_dim=128, dtype=FP16, steps=(0,)),
 }
 
