@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from lightthinker.testing.compiling import SHARED_BYTES
+
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "scripts" / "compile_kernels.py"
-SHARED_BYTES = 227 * 1024
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
