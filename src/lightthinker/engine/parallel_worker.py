@@ -158,7 +158,7 @@ def _load(rank: int, num_ranks: int, port: int, device: str, options: dict[str, 
         torch.distributed.init_process_group(backend, timeout=timedelta(days=365))
     from transformers.utils import logging
 
-    from lightthinker.engine.llm import load_engine
+    from lightthinker.engine.loading import load_engine
 
     logging.disable_progress_bar()  # Several processes would draw over each other.
     return load_engine(device=device, tensor_parallel=num_ranks > 1, **options)
