@@ -20,7 +20,7 @@ from lightthinker.attention.selection import make_backend, resolve_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
 from lightthinker.engine.eviction import check_policy
-from lightthinker.engine.intake import Intake, eos_ids
+from lightthinker.engine.intake import Intake, Submission, eos_ids
 from lightthinker.engine.launch import launch
 from lightthinker.engine.memory import num_kv_tokens_that_fit
 from lightthinker.engine.outputs import RequestOutput
@@ -196,6 +196,14 @@ class LLMEngine:
         for sequence in request.sequences:
             self.scheduler.add(sequence)
 
+    def add_requests(self, requests: SequenceOf[Submission], *, stream: bool = True) -> None:
+        """Queue several requests; see `add_request`.
+
+        Raises for the first that is refused; others may have been taken, and stay until aborted.
+        """
+        for request_id, prompt, params in requests:
+            self.add_request(request_id, prompt, params, stream=stream)
+
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of KV cache that one live token takes."""
@@ -217,12 +225,17 @@ class LLMEngine:
         if self._boarding is not None:
             self._boarding.lane.write_back()
 
-    def num_sampled_tokens(self) -> dict[str, int]:
-        """Return how many tokens each unfinished request has sampled, over its samples."""
+    def num_sampled_tokens(self, among: Iterable[str] | None = None) -> dict[str, int]:
+        """Return how many tokens each unfinished request has sampled, over its samples.
+
+        Args:
+            among: Look at these requests only; what is finished is left out.
+        """
         unwritten = self._boarding.lane.num_unwritten() if self._boarding else {}
+        names = self._requests if among is None else self._requests.keys() & among
         return {
-            name: sum([s.num_known + unwritten.get(s, 0) for s in request.sequences])
-            for name, request in self._requests.items()
+            name: sum([s.num_known + unwritten.get(s, 0) for s in self._requests[name].sequences])
+            for name in names
         }
 
     def is_scheduled(self, request_id: str) -> bool:

@@ -187,8 +187,7 @@ class LLM:
         params = _params_per_prompt(sampling_params, len(batch))
         names = [f"generate-{next(self._ids)}" for _ in batch]
         try:
-            for name, prompt, param in zip(names, batch, params, strict=True):
-                self.engine.add_request(name, prompt, param, stream=False)
+            self.engine.add_requests(list(zip(names, batch, params, strict=True)), stream=False)
             while not all(name in self._latest for name in names):
                 self._step()
         except BaseException:
