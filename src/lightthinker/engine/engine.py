@@ -22,7 +22,7 @@ from lightthinker.engine.config import EngineConfig
 from lightthinker.engine.eviction import check_policy
 from lightthinker.engine.intake import Intake, Submission, eos_ids
 from lightthinker.engine.launch import launch
-from lightthinker.engine.memory import num_kv_tokens_that_fit
+from lightthinker.engine.memory import num_kv_tokens_that_fit, start_beside
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.reporting import EngineStats, engine_stats
 from lightthinker.engine.reports import Reports
@@ -158,9 +158,13 @@ class LLMEngine:
 
         Args:
             on_phase: Told in words what begins.
+
+        Raises:
+            RequestError: There is no memory left for them.
         """
         if self.graphs is not None:
-            self.graphs.warm_up(on_phase or (lambda words: None))
+            with start_beside(self.pool, self.config):
+                self.graphs.warm_up(on_phase or (lambda words: None))
 
     def add_request(
         self,
