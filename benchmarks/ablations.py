@@ -31,7 +31,7 @@ import torch
 import transformers
 
 from lightthinker import CompressionConfig
-from lightthinker.engine.llm import load_checkpoint
+from lightthinker.engine.loading import load_checkpoint
 from lightthinker.evals.statistics import wilson_interval
 from lightthinker.tasks import verify
 from lightthinker.train.evaluation import answer_problems, evaluation_problems

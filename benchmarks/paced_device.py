@@ -94,7 +94,7 @@ def pace(step_s: float, python_s: float = 0.0) -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     import torch
 
-    from lightthinker.engine import config, device_sampler, graphs, llm, pending, runner
+    from lightthinker.engine import config, device_sampler, graphs, llm, loading, pending, runner
     from lightthinker.kvcache import pool
 
     device = Device(step_s, python_s)
@@ -123,7 +123,7 @@ def pace(step_s: float, python_s: float = 0.0) -> None:
         made = fetch(self, num_tokens)
         return pending.PendingTokens(made.device, made._host, Event(device.over_at))
 
-    make_engine = llm.load_engine
+    make_engine = loading.load_engine
 
     def load_engine(*args: Any, **kwargs: Any) -> Any:
         engine = make_engine(*args, **kwargs)
@@ -133,7 +133,8 @@ def pace(step_s: float, python_s: float = 0.0) -> None:
         return engine
 
     llm.EngineConfig = settings  # type: ignore[misc, assignment]
-    llm.load_engine = load_engine
+    # Imported by name where engines are made in this process; looked up where in another.
+    llm.load_engine = loading.load_engine = load_engine  # type: ignore[attr-defined]
     graphs.GraphRunner._compute = compute  # type: ignore[method-assign]
     device_sampler.DeviceSampler.draw = draw  # type: ignore[method-assign]
     runner.ModelRunner.run = forward  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from lightthinker import LLM
 from lightthinker.cli.app import main
-from lightthinker.engine import architecture, llm
+from lightthinker.engine import architecture, llm, loading
 from lightthinker.engine.architecture import check_architecture, check_config
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.errors import CheckpointError
@@ -120,8 +120,10 @@ def no_loading(monkeypatch):
     def loaded(*args, **kwargs):
         raise AssertionError("something was loaded before the architecture was checked")
 
-    for name in ("load_engine", "load_checkpoint", "_load_tokenizer", "ParallelEngine"):
+    for name in ("load_engine", "load_tokenizer", "ParallelEngine"):
         monkeypatch.setattr(llm, name, loaded)
+    for name in ("load_checkpoint", "load_tokenizer"):
+        monkeypatch.setattr(loading, name, loaded)
 
 
 @pytest.mark.parametrize("name", REFUSED)

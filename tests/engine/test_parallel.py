@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from multiprocessing import Pipe
 from threading import Thread
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -14,6 +15,8 @@ from lightthinker import LLM, SamplingParams
 from lightthinker.engine import parallel_worker
 from lightthinker.engine.outputs import CompletionOutput, RequestOutput
 from lightthinker.engine.parallel import ParallelEngine, WorkerError
+from lightthinker.engine.parallel_worker import Answered
+from lightthinker.engine.replica import Replica
 from lightthinker.errors import CheckpointError, RequestError
 from lightthinker.server.settings import ServerSettings
 from lightthinker.testing.models import byte_tokenizer, tiny_checkpoint, tiny_model
@@ -97,6 +100,59 @@ def test_streams_refusals_aborts_and_time_limits(single, parallel):
     assert outcome(parallel.generate(PROMPTS, GREEDY)) == outcome(single.generate(PROMPTS, GREEDY))
 
 
+@pytest.fixture
+def messages(monkeypatch):
+    """What goes over the pipes: lists of commands one way, messages the other."""
+    sent, received, send, receive = [], [], Replica._send, Replica.receive
+
+    def watched_send(self, commands):
+        sent.append((self.number, commands))
+        send(self, commands)
+
+    def watched_receive(self):
+        received.append((self.number, receive(self)))
+        return received[-1][1]
+
+    monkeypatch.setattr(Replica, "_send", watched_send)
+    monkeypatch.setattr(Replica, "receive", watched_receive)
+    return SimpleNamespace(sent=sent, received=received)
+
+
+def test_prompts_go_together_and_so_do_the_answers(single, parallel, messages):
+    prompts = [[5 + i, 9, 30] for i in range(21)]
+    expected = outcome(single.generate(prompts, GREEDY))
+    assert outcome(parallel.generate(prompts, GREEDY)) == expected
+    replicas = list(range(len(parallel.engine._replicas)))
+    assert [number for number, _ in messages.sent] == replicas
+    sizes = [len(commands) for _, commands in messages.sent]
+    assert sum(sizes) == 21
+    assert max(sizes) - min(sizes) <= 1
+    answered = [(n, m) for n, m in messages.received if isinstance(m, Answered)]
+    assert sorted(n for n, _ in answered) == replicas
+    assert sum(len(message.answers) for _, message in answered) == 21
+
+
+def test_those_of_a_batch_that_are_refused_leave_nothing_behind(single, parallel, messages):
+    engine = parallel.engine
+    engine.add_request("before", PROMPTS[0], GREEDY, stream=False)
+    with pytest.raises(RequestError, match="is empty"):
+        parallel.generate([[5], [], [10**6], [7, 8]])
+    assert engine.num_sampled_tokens().keys() == {"before"}
+    num_sent = len(messages.sent)
+    twice = [("before", [5], None)], [("new", [5], None), ("new", [6], None)]
+    for requests in twice:
+        with pytest.raises(RequestError, match="in use"):
+            engine.add_requests(requests)
+    assert len(messages.sent) == num_sent
+    outputs = []
+    while engine.has_unfinished_requests():
+        outputs += engine.step()
+    assert outcome(outputs) == outcome(single.generate([PROMPTS[0]], GREEDY))
+    while not engine.is_quiet():
+        engine.step()
+    assert engine.stats().num_pages_used == 0
+
+
 def test_a_server_runs_on_it(single, parallel):
     with running_server(parallel, ServerSettings(model_name="tiny")) as server:
         body = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 8, "ignore_eos": True}
@@ -141,12 +197,13 @@ class TalkativeEngine:
 
     def __init__(self):
         self.aborted = set()
+        self.scheduler = SimpleNamespace(running=[])
         self.texts = itertools.cycle(["x" * 4_000_000, "y" * 4_000_000])
 
     def warm_up(self, on_phase):
         on_phase("warming up")
 
-    def num_sampled_tokens(self):
+    def num_sampled_tokens(self, among):
         return {}
 
     def stats(self):
@@ -172,7 +229,7 @@ def test_many_aborts_do_not_wait_for_outputs_that_nobody_reads(monkeypatch):
     assert ours.recv() == parallel_worker.Loading("warming up")
     assert isinstance(ours.recv(), parallel_worker.Ready)
     names = [f"stream-{i}" for i in range(20_000)]
-    asking = Thread(target=lambda: [ours.send(("abort", n)) for n in names], daemon=True)
+    asking = Thread(target=lambda: [ours.send([("abort", n)]) for n in names], daemon=True)
     asking.start()
     asking.join(60)
     assert not asking.is_alive(), "both ends write, and neither reads"

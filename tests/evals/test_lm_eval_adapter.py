@@ -18,7 +18,8 @@ from lm_eval.tasks import TaskManager
 
 from lightthinker.bundled import bundled_model_path
 from lightthinker.compression import CompressionConfig
-from lightthinker.engine.llm import LLM, load_checkpoint
+from lightthinker.engine.llm import LLM
+from lightthinker.engine.loading import load_checkpoint
 from lightthinker.errors import CheckpointError, ConfigError
 from lightthinker.evals import lm_eval_adapter
 from lightthinker.evals.benchmarks import load_benchmark

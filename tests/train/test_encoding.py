@@ -6,9 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
 
 import lightthinker.train.encoding as encoding
+from lightthinker.bundled import bundled_model_path
 from lightthinker.compression import CompressionConfig
 from lightthinker.data.sources import read_traces
 from lightthinker.encode import Encoder
@@ -16,7 +19,8 @@ from lightthinker.errors import CheckpointError, ConfigError, DataError
 from lightthinker.testing.models import byte_tokenizer, tiny_model
 from lightthinker.testing.training import tiny_recipe
 from lightthinker.tokens import resolve_tokens
-from lightthinker.train.checkpoint import load_model, load_tokenizer
+from lightthinker.train.card import write_card
+from lightthinker.train.checkpoint import load_model, load_tokenizer, plan_config
 from lightthinker.train.datasets import TaskRows
 from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
 from lightthinker.train.recipe import DataConfig, ModelSource, TaskSource
@@ -131,6 +135,25 @@ def test_a_tokenizer_that_does_not_match_the_checkpoint_is_refused(tmp_path):
     other = {**source, "architecture": {"model_type": "llama", "num_hidden_layers": 99}}
     with pytest.raises(ConfigError, match="num_hidden_layers is 99"):
         load_model(tiny_recipe(tmp_path / "run", model=other), seed=0)
+
+
+def test_demo_is_the_bundled_model_in_a_recipe_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # No folder of this name is near.
+    folder = bundled_model_path()
+    settings = json.loads((folder / "config.json").read_text())
+    recipe = tiny_recipe(tmp_path / "run", model={"path": "demo"}, compression={"num_gists": 4})
+    model, tokenizer, compression = load_model(recipe, seed=0)
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in model.state_dict().items())
+    assert compression.gist_ids == tuple(settings["lightthinker"]["gist_ids"])
+    assert len(tokenizer) == settings["vocab_size"]
+    assert plan_config(recipe.model).num_hidden_layers == settings["num_hidden_layers"]
+    by_name = ModelSource(config={"model_type": "llama"}, tokenizer="demo")
+    assert len(load_tokenizer(by_name)) == len(tokenizer)
+    write_card(tmp_path, recipe, [])
+    card = (tmp_path / "README.md").read_text()
+    assert "Trained from: demo" in card
+    assert "base_model" not in card, "the hub knows no such model"
 
 
 def test_special_tokens_are_the_ones_the_gguf_file_names(tmp_path, monkeypatch):

@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
-from math import inf
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from lightthinker.attention.observation import AttentionObserver
@@ -22,9 +20,9 @@ from lightthinker.attention.selection import make_backend, resolve_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.config import EngineConfig
 from lightthinker.engine.eviction import check_policy
-from lightthinker.engine.intake import Intake, Request, eos_ids
+from lightthinker.engine.intake import Intake, Submission, eos_ids
 from lightthinker.engine.launch import launch
-from lightthinker.engine.memory import num_kv_tokens_that_fit
+from lightthinker.engine.memory import num_kv_tokens_that_fit, start_beside
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.reporting import EngineStats, engine_stats
 from lightthinker.engine.reports import Reports
@@ -34,6 +32,7 @@ from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.engine.scheduler import Scheduled, Scheduler
 from lightthinker.engine.sequence import Sequence, Status
 from lightthinker.engine.step import InFlight
+from lightthinker.engine.unfinished import UnfinishedRequests
 from lightthinker.engine.writer import TokenWriter
 from lightthinker.errors import RequestError
 from lightthinker.kvcache.pool import PagePool, bytes_per_token
@@ -126,11 +125,10 @@ class LLMEngine:
         asked = self.config.async_scheduling
         self._is_async = on_gpu if asked is None else asked
         self._in_flight: InFlight | None = None
-        self._requests: dict[str, Request] = {}
+        self._unfinished = UnfinishedRequests(Reports(self.config.max_stream_updates_per_s))
+        self._requests = self._unfinished.by_id
         self._boarding = self._open_lane()
-        self._next_deadline = inf
-        self._reports = Reports(self.config.max_stream_updates_per_s)
-        self._num_impatient, self._is_closed = 0, False
+        self._is_closed = False
 
     def use_compression(self, compression: CompressionConfig | None) -> None:
         """Let requests from now on follow other rules over the same tokens (retention, controls).
@@ -160,9 +158,13 @@ class LLMEngine:
 
         Args:
             on_phase: Told in words what begins.
+
+        Raises:
+            RequestError: There is no memory left for them.
         """
         if self.graphs is not None:
-            self.graphs.warm_up(on_phase or (lambda words: None))
+            with start_beside(self.pool, self.config):
+                self.graphs.warm_up(on_phase or (lambda words: None))
 
     def add_request(
         self,
@@ -194,12 +196,17 @@ class LLMEngine:
             check_policy(params.policy, len(request.prompt_ids), self.shapes)
             if params.policy.observation is not None:
                 self.pool.keep_scores()
-        self._requests[request_id] = request
-        self._reports.follow(request)
-        self._num_impatient += request.sequences[0].needs_known_tokens
-        self._next_deadline = min(self._next_deadline, request.deadline)
+        self._unfinished.add(request)
         for sequence in request.sequences:
             self.scheduler.add(sequence)
+
+    def add_requests(self, requests: SequenceOf[Submission], *, stream: bool = True) -> None:
+        """Queue several requests; see `add_request`.
+
+        Raises for the first that is refused; others may have been taken, and stay until aborted.
+        """
+        for request_id, prompt, params in requests:
+            self.add_request(request_id, prompt, params, stream=stream)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -222,12 +229,17 @@ class LLMEngine:
         if self._boarding is not None:
             self._boarding.lane.write_back()
 
-    def num_sampled_tokens(self) -> dict[str, int]:
-        """Return how many tokens each unfinished request has sampled, over its samples."""
+    def num_sampled_tokens(self, among: Iterable[str] | None = None) -> dict[str, int]:
+        """Return how many tokens each unfinished request has sampled, over its samples.
+
+        Args:
+            among: Look at these requests only; what is finished is left out.
+        """
         unwritten = self._boarding.lane.num_unwritten() if self._boarding else {}
+        names = self._requests if among is None else self._requests.keys() & among
         return {
-            name: sum([s.num_known + unwritten.get(s, 0) for s in request.sequences])
-            for name, request in self._requests.items()
+            name: sum([s.num_known + unwritten.get(s, 0) for s in self._requests[name].sequences])
+            for name in names
         }
 
     def is_scheduled(self, request_id: str) -> bool:
@@ -252,22 +264,14 @@ class LLMEngine:
 
         Unknown ids are ignored (it may just have finished).
         """
-        request = self._forget(request_id)
+        request = self._unfinished.remove(request_id)
         for sequence in request.sequences if request else ():
             if sequence.finish_reason is None:
                 self.scheduler.finish(sequence, "abort")
 
-    def _forget(self, request_id: str) -> Request | None:
-        request = self._requests.pop(request_id, None)
-        if request is not None:
-            self._reports.forget(request)
-            self._num_impatient -= request.sequences[0].needs_known_tokens
-        return request
-
     def expire_request(self, request_id: str) -> None:
         """Let a request's time be up: the next step ends it. Unknown ids are ignored."""
-        if request_id in self._requests:
-            self._requests[request_id].deadline = self._next_deadline = -inf
+        self._unfinished.expire(request_id)
 
     def step(self) -> list[RequestOutput]:
         """Run one step over everything scheduled.
@@ -333,7 +337,7 @@ class LLMEngine:
 
     def _must_know_tokens(self) -> bool:
         """Whether the next step depends on the ids of tokens that are still being sampled."""
-        impatient = self._num_impatient and any(
+        impatient = self._unfinished.num_impatient and any(
             s.needs_known_tokens for s in self.scheduler.running
         )
         return bool(impatient) or self.on_compress is not None
@@ -392,22 +396,15 @@ class LLMEngine:
             self.scheduler.compact(s for s in due if s.status is Status.RUNNING)
 
     def _outputs(self) -> list[RequestOutput]:
-        due = self._reports.due(self._requests, num_finished := self.scheduler.num_finished)
+        due = self._unfinished.due(num_finished := self.scheduler.num_finished)
         if due and self._boarding is not None:
             self._boarding.lane.write_back(s for request in due for s in request.sequences)
         outputs = [request.output(self.pool.bytes_per_token) for request in due]
-        for output in [o for o in outputs if o.finished]:
-            self._forget(output.request_id)
-        self._reports.told(num_finished)
+        self._unfinished.told(outputs, num_finished)
         return outputs
 
     def _end_overdue(self) -> None:
-        now = monotonic()
-        if now < self._next_deadline:
-            return
-        overdue = [r for r in self._requests.values() if now >= r.deadline]
-        later = (r.deadline for r in self._requests.values() if r.deadline > now)
-        self._next_deadline = min(later, default=inf)
+        overdue = self._unfinished.overdue()
         if overdue and self._in_flight:
             self._let_all_off()
             in_flight, self._in_flight = self._in_flight, None

@@ -21,6 +21,9 @@ from lightthinker.engine.sampling_params import SamplingParams
 from lightthinker.engine.sequence import Sequence
 from lightthinker.errors import RequestError
 
+Submission = tuple[str, str | SequenceOf[int], SamplingParams | None]
+"""What a request is asked for with: its name, its prompt, and how to sample."""
+
 
 @dataclass
 class Request:

@@ -11,24 +11,25 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import is_offline_mode
 from rich.console import Console
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lightthinker.bundled import model_path
-from lightthinker.compression import CONFIG_KEY, CompressionConfig
+from lightthinker.compression import CompressionConfig
 from lightthinker.encode import render_prompt
 from lightthinker.engine.architecture import check_architecture
-from lightthinker.engine.device import resolve_device, resolve_dtype
-from lightthinker.engine.dummy_weights import random_model
+from lightthinker.engine.device import resolve_device
 from lightthinker.engine.engine import EngineConfig, LLMEngine
+from lightthinker.engine.loading import (
+    checked_compression,
+    load_config,
+    load_engine,
+    load_generation_config,
+    load_tokenizer,
+)
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.parallel import ParallelEngine
 from lightthinker.engine.sampling_params import SamplingParams
-from lightthinker.engine.sharding import sharding
-from lightthinker.errors import CheckpointError, RequestError
-from lightthinker.tokens import resolve_tokens
+from lightthinker.errors import RequestError
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[int]
@@ -107,7 +108,7 @@ class LLM:
             attention_backend=attention_backend,
             max_stream_updates_per_s=max_stream_updates_per_s,
         )
-        check_architecture(_load_config(model))
+        check_architecture(load_config(model))
         options: dict[str, Any] = {
             "dtype": dtype, "compression": compression, "config": config, "load_format": load_format
         }  # fmt: skip
@@ -129,10 +130,10 @@ class LLM:
         self, model: str | Path, options: dict[str, Any], sizes: tuple[int, int]
     ) -> None:
         """Let engines be loaded elsewhere, and load here what is asked of no engine."""
-        self.model_config, self.tokenizer = _load_config(model), _load_tokenizer(model)
-        self.generation_config = _load_generation_config(model)
+        self.model_config, self.tokenizer = load_config(model), load_tokenizer(model)
+        self.generation_config = load_generation_config(model)
         override = options["compression"]
-        self.compression = _compression(self.model_config, self.tokenizer, override, model)
+        self.compression = checked_compression(self.model_config, self.tokenizer, override, model)
         with _shown_phases() as on_phase:
             parallel = ParallelEngine(
                 model,
@@ -186,8 +187,7 @@ class LLM:
         params = _params_per_prompt(sampling_params, len(batch))
         names = [f"generate-{next(self._ids)}" for _ in batch]
         try:
-            for name, prompt, param in zip(names, batch, params, strict=True):
-                self.engine.add_request(name, prompt, param, stream=False)
+            self.engine.add_requests(list(zip(names, batch, params, strict=True)), stream=False)
             while not all(name in self._latest for name in names):
                 self._step()
         except BaseException:
@@ -251,148 +251,6 @@ def _shown_phases() -> Iterator[Callable[[str], None]]:
     """Show a line that says what is being done, and give what changes it."""
     with Console(stderr=True).status("starting") as status:
         yield lambda words: status.update(f"starting: {words}")
-
-
-def load_engine(
-    model: str | Path,
-    *,
-    device: str,
-    dtype: str,
-    compression: CompressionConfig | None,
-    config: EngineConfig,
-    tensor_parallel: bool = False,
-    load_format: str = "auto",
-) -> LLMEngine:
-    """Load a checkpoint into an engine of this process; see `LLM`.
-
-    Args:
-        model: Folder or hub name.
-        device: Torch device.
-        dtype: `auto` or a dtype's name.
-        compression: Overrides the checkpoint's settings.
-        config: Sizes.
-        tensor_parallel: Load this rank's slice; torch.distributed is set up.
-        load_format: `auto` or `dummy`.
-    """
-    place = resolve_device(device)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)  # Kernels are launched on the current device.
-    number_type = resolve_dtype(dtype, place)
-    if load_format == "dummy" and not tensor_parallel:
-        tokenizer = _load_tokenizer(model)
-        loaded = random_model(_load_config(model), dtype=number_type, device=place)
-    elif load_format == "auto":
-        loaded, tokenizer = load_checkpoint(
-            model, dtype=number_type, tensor_parallel=tensor_parallel
-        )
-    else:
-        raise RequestError(
-            f"load_format is {load_format!r}; it must be auto, or dummy on one GPU per copy."
-        )
-    if not tensor_parallel:
-        loaded.to(place)
-    settings = _compression(loaded.config, tokenizer, compression, model)
-    return LLMEngine(loaded, tokenizer, settings, config=config, tensor_parallel=tensor_parallel)
-
-
-def _compression(
-    model_config: Any, tokenizer: Any, override: CompressionConfig | None, name: str | Path
-) -> CompressionConfig | None:
-    saved = getattr(model_config, CONFIG_KEY, None)
-    settings = override or (CompressionConfig.from_dict(saved) if saved else None)
-    if settings:
-        _check_ids(settings, tokenizer, str(name))
-    return settings
-
-
-def _check_ids(compression: CompressionConfig, tokenizer: Any, name: str) -> None:
-    """Raise CheckpointError unless the saved token ids are the tokenizer's."""
-    found = resolve_tokens(tokenizer, compression)
-    for field in ("trigger_id", "gist_ids", "continue_id"):
-        saved, actual = getattr(compression, field), getattr(found, field)
-        if saved != actual:
-            raise CheckpointError(
-                f"{name}: compression.{field} is {saved}, but in its tokenizer these tokens are "
-                f"{actual}."
-            )
-
-
-def load_checkpoint(
-    model: str | Path, *, dtype: torch.dtype | str, tensor_parallel: bool = False
-) -> tuple[Any, Any]:
-    """Load model and tokenizer from a folder or hub name; safetensors only, no remote code.
-
-    Args:
-        model: Folder or hub name.
-        dtype: Of the weights.
-        tensor_parallel: Load this rank's slice, by transformers' plan for the model.
-
-    Raises:
-        CheckpointError: It is not there, its weights are pickled, or quantised by a library that is
-            not installed.
-    """
-    _check_weights(model)
-    config, tokenizer = _load_config(model), _load_tokenizer(model)
-    plan = {"distributed_config": sharding(config)} if tensor_parallel else {}
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            **plan,
-        )
-    except (ImportError, OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot load {model}: {error}") from error
-    return loaded, tokenizer
-
-
-def _check_weights(model: str | Path) -> None:
-    folder = Path(model)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        pickled = [
-            p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"))
-        ]
-        if pickled:
-            raise CheckpointError(
-                f"{model} holds pickled weights ({pickled[0]}), which can run code when loaded. "
-                "Convert them to safetensors first (save_pretrained does)."
-            )
-        raise CheckpointError(f"{model} holds no *.safetensors weights.")
-
-
-def _load_config(model: str | Path) -> Any:
-    name = str(model)
-    is_there = Path(name).exists()
-    if not is_there and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise CheckpointError(f"There is no folder {name}.")
-    try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        hint = " No remote code is run." if "custom code" in str(error) else ""
-        if is_there:
-            _check_weights(model)  # A folder without anything is best told what it needs.
-            raise CheckpointError(f"Cannot load {model}: {error}{hint}") from error
-        looked = "'s cache on this machine (HF_HUB_OFFLINE is set)" if is_offline_mode() else ""
-        raise CheckpointError(
-            f"There is no folder {name} in {Path.cwd()}, and no model {name} could be loaded from "
-            f"the Hugging Face hub{looked}: {error}{hint}"
-        ) from error
-
-
-def _load_tokenizer(model: str | Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"Cannot load the tokenizer of {model}: {error}") from error
-
-
-def _load_generation_config(model: str | Path) -> Any:
-    try:
-        return GenerationConfig.from_pretrained(model)
-    except OSError:
-        return None  # A checkpoint need not have one.
 
 
 def _as_batch(prompts: Any) -> list[Prompt]:

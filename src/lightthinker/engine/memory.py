@@ -1,6 +1,14 @@
-"""How many KV tokens fit: the device's memory, less weights, less the largest step."""
+"""How many KV tokens fit: the device's memory, less weights, less the largest step.
+
+What `gpu_memory_utilization` leaves over is for what comes after the pool and is not in this sum:
+the CUDA graphs with their samplers, and what the compiler and the kernels' libraries hold. Where it
+is too little, the start fails, and says so.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -8,6 +16,7 @@ from lightthinker.attention.paged import ShapeProbe
 from lightthinker.engine.config import EngineConfig
 from lightthinker.engine.runner import ModelRunner
 from lightthinker.errors import RequestError
+from lightthinker.kvcache.pool import PagePool
 
 DEFAULT_ON_CPU = 65_536
 GIB = 2**30
@@ -51,6 +60,40 @@ def num_kv_tokens_that_fit(
             "gpu_memory_utilization, lower max_num_batched_tokens, or load smaller weights."
         )
     return int(num_tokens)
+
+
+@contextmanager
+def start_beside(pool: PagePool, config: EngineConfig) -> Iterator[None]:
+    """Tell in a user's words that the memory beside the pool does not do for the graphs.
+
+    Args:
+        pool: The KV pool, which has its memory.
+        config: The engine's.
+
+    Raises:
+        RequestError: The device ran out of memory inside.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        knob = f"gpu_memory_utilization={config.gpu_memory_utilization}"
+        if config.num_kv_tokens is not None:
+            knob = f"num_kv_tokens={config.num_kv_tokens}"
+        raise RequestError(
+            "The GPU's memory ran out while the model was compiled and its CUDA graphs were "
+            f"captured, which comes beside the weights and a KV cache of {pool.num_slots:,} tokens "
+            f"({pool.num_slots * pool.bytes_per_token / GIB:.1f} GiB). Lower {knob} or "
+            f"max_num_seqs={config.max_num_seqs}, or start with enforce_eager, without graphs."
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error is this or came while one was handled: an open capture ends with its own."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _largest_step(runner: ModelRunner, config: EngineConfig) -> int:

@@ -7,13 +7,15 @@ and step alike and stay in the same state without another word. What could make 
 seeds and the clock, is decided before it is told. One replica of one rank keeps the engine's Python
 out of the way of this process's, as a server wants it.
 
+An engine looks at what is asked of it between steps, so asking for requests one by one costs a step
+each: those that come together are sent together, one message to each replica.
+
 Processes are spawned: a script that uses this needs the usual `if __name__ == "__main__":`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Callable, Sequence
 from multiprocessing import Pipe, connection
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 
 import torch
 
+from lightthinker.engine.intake import Submission
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.parallel_worker import Stepped
 from lightthinker.engine.replica import Answer, RemoteRequest, Replica, WorkerError
@@ -96,17 +99,27 @@ class ParallelEngine:
     ) -> None:
         """Send a request to the replica with the fewest, without waiting for its answer.
 
-        The engine looks at what was asked of it between steps. What it answers is told by
-        `take_answers`, before the request's first output.
+        What the engine answers is told by `take_answers`, before the request's first output.
         """
-        if request_id in self._requests:
-            raise RequestError(f"Request id {request_id!r} is in use.")
-        params = params or SamplingParams()
-        if params.seed is None:
-            params = dataclasses.replace(params, seed=random.getrandbits(62))
-        replica = min(self._replicas, key=lambda r: len(r.unfinished))
-        request = replica.submit(request_id, prompt, params, stream=stream)
-        self._requests[request_id] = (replica, request)
+        self._submit([(request_id, prompt, params)], stream=stream)
+
+    def _submit(self, requests: Sequence[Submission], *, stream: bool) -> None:
+        """Send requests, each to the replica that then has the fewest; see `submit_request`."""
+        names: set[str] = set()
+        for name, *_ in requests:
+            if name in self._requests or name in names:
+                raise RequestError(f"Request id {name!r} is in use.")
+            names.add(name)
+        shares: list[list[Submission]] = [[] for _ in self._replicas]
+        loads = [len(replica.unfinished) for replica in self._replicas]
+        for request in requests:
+            least = loads.index(min(loads))
+            shares[least].append(request)
+            loads[least] += 1
+        for replica, share in zip(self._replicas, shares, strict=True):
+            if share:
+                for asked in replica.submit(share, stream=stream):
+                    self._requests[asked.request_id] = (replica, asked)
 
     def take_answers(self) -> list[Answer]:
         """Return what has become of submitted requests since the last call."""
@@ -122,16 +135,28 @@ class ParallelEngine:
         stream: bool = True,
     ) -> None:
         """Submit a request and wait for the answer; see `LLMEngine.add_request`."""
-        self.submit_request(request_id, prompt, params, stream=stream)
-        replica = self._requests[request_id][0]
-        while True:
-            for answer in self._answers:
-                if answer.request_id == request_id:
-                    self._answers.remove(answer)
-                    if answer.error is not None:
-                        raise answer.error
-                    return
+        self.add_requests([(request_id, prompt, params)], stream=stream)
+
+    def add_requests(self, requests: Sequence[Submission], *, stream: bool = True) -> None:
+        """Submit requests together and wait for all answers; see `LLMEngine.add_requests`."""
+        self._submit(requests, stream=stream)
+        waiting = {request_id for request_id, *_ in requests}
+        errors: dict[str, Exception] = {}
+        while waiting:
+            replica = self._requests[next(iter(waiting))][0]
             self._early += self._take(replica)[1]
+            others = []
+            for answer in self._answers:
+                if answer.request_id not in waiting:
+                    others.append(answer)
+                    continue
+                waiting.remove(answer.request_id)
+                if answer.error is not None:
+                    errors[answer.request_id] = answer.error
+            self._answers = others
+        for request_id, *_ in requests:
+            if request_id in errors:
+                raise errors[request_id]
 
     def abort_request(self, request_id: str) -> None:
         """End a request and free what it holds; unknown ids are ignored."""

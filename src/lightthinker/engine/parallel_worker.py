@@ -72,12 +72,20 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """What became of the requests that were asked for since the last step."""
+
+    answers: list[Added | Refused]
+
+
+@dataclass(frozen=True)
 class Stepped:
     """What a step gave, or aborts without one.
 
     Attributes:
         deltas: What the engine reports, as additions to earlier reports.
-        num_sampled: Tokens sampled so far, by unfinished request.
+        num_sampled: Tokens sampled so far, by unfinished request that ran in the step; it says
+            nothing of those that wait, who may be many.
         scheduled: Requests of which a first token was forwarded in this step.
         aborted: Requests that have been aborted.
         stats: The engine's, after it.
@@ -158,29 +166,29 @@ def _load(rank: int, num_ranks: int, port: int, device: str, options: dict[str, 
         torch.distributed.init_process_group(backend, timeout=timedelta(days=365))
     from transformers.utils import logging
 
-    from lightthinker.engine.llm import load_engine
+    from lightthinker.engine.loading import load_engine
 
     logging.disable_progress_bar()  # Several processes would draw over each other.
     return load_engine(device=device, tensor_parallel=num_ranks > 1, **options)
 
 
 class _Inbox:
-    """What was asked, read from the pipe as it comes."""
+    """What was asked, read from the pipe as it comes: lists of commands."""
 
     def __init__(self, pipe: Connection):
         self._pipe = pipe
-        self._commands: SimpleQueue[tuple[Any, ...] | Exception] = SimpleQueue()
+        self._commands: SimpleQueue[list[tuple[Any, ...]] | Exception] = SimpleQueue()
         Thread(target=self._read, name="lightthinker-commands", daemon=True).start()
 
     def __bool__(self) -> bool:
         return not self._commands.empty()
 
-    def get(self) -> tuple[Any, ...]:
-        """Return the next command, waiting for it; raises what ended the reading."""
-        command = self._commands.get()
-        if isinstance(command, Exception):
-            raise command
-        return command
+    def get(self) -> list[tuple[Any, ...]]:
+        """Return the commands sent next, waiting for them; raises what ended the reading."""
+        commands = self._commands.get()
+        if isinstance(commands, Exception):
+            raise commands
+        return commands
 
     def _read(self) -> None:
         try:
@@ -201,7 +209,9 @@ class _Worker:
         self.deadlines: dict[str, float] = {}
         self.encoder = DeltaEncoder()
         self.unscheduled: set[str] = set()
+        self.running: set[str] = set()
         self.aborted: list[str] = []
+        self.answers: list[Added | Refused] = []
 
     def run(self) -> None:
         while True:
@@ -210,6 +220,9 @@ class _Worker:
                 return
             for command in commands:
                 self._apply(*command)
+            if self.pipe and self.answers:  # They do not wait for a step.
+                self.pipe.send(Answered(self.answers))
+                self.answers = []
             is_busy = self.engine.has_unfinished_requests()
             outputs = self.engine.step() if is_busy else []
             if self.pipe and (is_busy or self.aborted):
@@ -219,12 +232,16 @@ class _Worker:
         for output in outputs:
             if output.finished:
                 self._forget(output.request_id)
-        scheduled = [key for key in self.unscheduled if self.engine.is_scheduled(key)]
+        # Who was preempted in this step may still have got a sample of the step before.
+        ran, self.running = self.running, {s.request_id for s in self.engine.scheduler.running}
+        num_sampled = self.engine.num_sampled_tokens(ran | self.running)
+        new = self.unscheduled.intersection(num_sampled)
+        scheduled = [key for key in new if self.engine.is_scheduled(key)]
         self.unscheduled.difference_update(scheduled)
         aborted, self.aborted = self.aborted, []
         return Stepped(
             [self.encoder.encode(output) for output in outputs],
-            self.engine.num_sampled_tokens(),
+            num_sampled,
             scheduled,
             aborted,
             self.engine.stats(),
@@ -238,7 +255,7 @@ class _Worker:
         commands: list[tuple[Any, ...]] = [("expire", key) for key in overdue]
         try:
             while self.inbox or not (commands or self.engine.has_unfinished_requests()):
-                commands.append(self.inbox.get())
+                commands += self.inbox.get()
         except (EOFError, ConnectionError):
             return None
         return commands
@@ -266,20 +283,20 @@ class _Worker:
         else:
             self._add(key, *details)
 
-    def _add(self, key: str, prompt: Any, params: Any, stream: bool) -> None:
+    def _add(self, key: str, prompt: Any, params: Any, seed: int, stream: bool) -> None:
         # Each rank has a clock of its own; rank 0's decides, and `expire` tells the others.
-        timeless = dataclasses.replace(params, timeout_s=None)
+        seeded = dataclasses.replace(params, seed=seed, timeout_s=None)
         try:
-            self.engine.add_request(key, prompt, timeless, stream=stream)
+            self.engine.add_request(key, prompt, seeded, stream=stream)
         except Exception as error:  # It is this request's, as it would be in one process.
             if self.pipe:
-                self.pipe.send(Refused(key, _portable(error)))
+                self.answers.append(Refused(key, _portable(error)))
             return
         if self.pipe:
             self.unscheduled.add(key)
             if params.timeout_s is not None:
                 self.deadlines[key] = monotonic() + params.timeout_s
-            self.pipe.send(Added(key, self.engine.num_prompt_tokens(key)))
+            self.answers.append(Added(key, self.engine.num_prompt_tokens(key)))
 
     def _forget(self, key: str) -> None:
         self.deadlines.pop(key, None)

@@ -10,15 +10,18 @@ of it.
 from __future__ import annotations
 
 import itertools
+import random
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from typing import Any
 
+from lightthinker.engine.intake import Submission
 from lightthinker.engine.outputs import RequestOutput
 from lightthinker.engine.parallel_worker import (
     Added,
+    Answered,
     Failed,
     Loading,
     Ready,
@@ -129,20 +132,23 @@ class Replica:
             assert isinstance(message, Loading), message
             on_phase(message.words)
 
-    def submit(
-        self, request_id: str, prompt: str | Sequence[int], params: SamplingParams, *, stream: bool
-    ) -> RemoteRequest:
-        """Ask for a request; whether it was taken is told later."""
-        key = str(next(self._keys))
-        self._send(("add", key, prompt, params, stream))
-        request = self.unfinished[key] = RemoteRequest(request_id, key)
-        return request
+    def submit(self, requests: Sequence[Submission], *, stream: bool) -> list[RemoteRequest]:
+        """Ask for requests, in one message; whether each was taken is told later."""
+        asked = [RemoteRequest(request_id, str(next(self._keys))) for request_id, *_ in requests]
+        commands = []
+        for request, (_, prompt, params) in zip(asked, requests, strict=True):
+            params = params or SamplingParams()
+            seed = random.getrandbits(62) if params.seed is None else params.seed
+            commands.append(("add", request.key, prompt, params, seed, stream))
+        self._send(commands)
+        self.unfinished |= {request.key: request for request in asked}
+        return asked
 
     def abort(self, request: RemoteRequest) -> None:
         """Ask for an unfinished request's end; nothing more is told of it."""
         del self.unfinished[request.key]
         self.ending.add(request.key)
-        self._send(("abort", request.key))
+        self._send([("abort", request.key)])
 
     def receive(self) -> Any:
         """Return the next message, waiting for it.
@@ -167,18 +173,22 @@ class Replica:
             raise message.error or failure
         return message
 
-    def note(self, message: Added | Refused | Stepped) -> tuple[list[Answer], list[RequestOutput]]:
+    def note(self, message: Answered | Stepped) -> tuple[list[Answer], list[RequestOutput]]:
         """Take a message; return what it says of requests that are not aborted."""
         if isinstance(message, Stepped):
             return [], self._outputs(message)
-        request = self.unfinished.get(message.key)
+        answers = [self._answer(answer) for answer in message.answers]
+        return [answer for answer in answers if answer is not None], []
+
+    def _answer(self, answer: Added | Refused) -> Answer | None:
+        request = self.unfinished.get(answer.key)
         if request is None:
-            return [], []
-        if isinstance(message, Added):
-            request.num_prompt_tokens = message.num_prompt_tokens
-            return [Answer(request.request_id, message.num_prompt_tokens)], []
-        del self.unfinished[message.key]
-        return [Answer(request.request_id, error=message.error)], []
+            return None
+        if isinstance(answer, Added):
+            request.num_prompt_tokens = answer.num_prompt_tokens
+            return Answer(request.request_id, answer.num_prompt_tokens)
+        del self.unfinished[answer.key]
+        return Answer(request.request_id, error=answer.error)
 
     def close(self) -> None:
         """Let the processes end, by themselves if they can."""
@@ -192,9 +202,9 @@ class Replica:
                 process.terminate()
                 process.join()
 
-    def _send(self, command: Any) -> None:
+    def _send(self, commands: list[tuple[Any, ...]]) -> None:
         try:
-            self.pipe.send(command)
+            self.pipe.send(commands)
         except (BrokenPipeError, ConnectionError) as error:
             raise WorkerError(f"Replica {self.number} of the engine has died.") from error
 

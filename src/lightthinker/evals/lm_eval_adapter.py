@@ -148,9 +148,11 @@ class LightThinkerLM(TemplateLM):  # type: ignore[misc]
         settings = [self._settings(request.args[1]) for request in requests]
         by_name = dict(zip(names, zip(requests, settings, strict=True), strict=True))
         try:
-            for name, (request, (params, _)) in by_name.items():
-                prompt = self.tok_encode(request.args[0])
-                engine.add_request(name, prompt, params, stream=False)
+            asked = [
+                (name, self.tok_encode(request.args[0]), params)
+                for name, (request, (params, _)) in by_name.items()
+            ]
+            engine.add_requests(asked, stream=False)
             with tqdm(total=len(names), disable=disable_tqdm, desc="lightthinker") as progress:
                 while len(texts) < len(names):
                     for output in engine.step():

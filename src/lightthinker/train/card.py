@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from lightthinker.bundled import model_path
 from lightthinker.errors import CheckpointError
 from lightthinker.train.recipe import Recipe, load_recipe
 
@@ -49,7 +50,7 @@ def write_card(
         "library_name": "lightthinker",
         "tags": ["lightthinker", "reasoning", "kv-cache-compression"],
     }
-    if recipe.model.path and not Path(recipe.model.path).exists():
+    if recipe.model.path and not Path(model_path(recipe.model.path)).exists():
         front["base_model"] = [recipe.model.path]
     lines = [
         "---",

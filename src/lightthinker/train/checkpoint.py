@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from lightthinker.bundled import model_path
 from lightthinker.compression import CompressionConfig
 from lightthinker.errors import CheckpointError, ConfigError
 from lightthinker.tokens import add_tokens
@@ -96,7 +97,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     if source.tokenizer == TASK_TOKENIZER:
         tokenizer = build_task_tokenizer()
     else:
-        name = str(source.tokenizer or source.path)
+        name = model_path(str(source.tokenizer or source.path))
         if (name.startswith((".", "/")) or name.count("/") > 1) and not Path(name).exists():
             raise CheckpointError(f"There is no folder {name} to load the tokenizer from.")
         extra = (
@@ -125,7 +126,7 @@ def plan_config(source: ModelSource, vocab_size: int | None = None) -> Any:
         known = {} if vocab_size is None else {"vocab_size": vocab_size}
         return _make_config(known | settings)
     try:
-        return AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(model_path(str(source.path)), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"Cannot read the config of {source.path} ({error}); give model.architecture."
@@ -224,7 +225,10 @@ def _from_checkpoint(source: ModelSource, four_bits: dict[str, Any]) -> Any:
         extra = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source.path, dtype=getattr(torch, source.dtype), trust_remote_code=False, **extra
+            model_path(str(source.path)),
+            dtype=getattr(torch, source.dtype),
+            trust_remote_code=False,
+            **extra,
         )
     except OSError as error:
         raise CheckpointError(

@@ -46,7 +46,7 @@ class ModelSource:
     """Where weights and tokenizer come from: exactly one of `path` and `config`.
 
     Attributes:
-        path: Checkpoint folder or hub name to fine-tune.
+        path: Checkpoint folder or hub name to fine-tune; `demo` is the bundled model.
         gguf_file: File inside `path`, if the weights are GGUF.
         config: transformers config (with `model_type`) of a model to train from scratch.
         tokenizer: Folder or hub name; `tasks` is the small tokenizer made for the task families.
