@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,10 @@ def load_model(
             source.config, vocab_size=len(tokenizer), tokenizer=tokenizer, seed=seed
         )
     else:
-        model = _from_checkpoint(source, quantization(recipe) if quantize else {})
+        model = load_pretrained(source, tokenizer, quantization(recipe) if quantize else {})
         check_architecture(source, model.config)
         if source.max_position_embeddings is not None:
             model.config.max_position_embeddings = source.max_position_embeddings
-        if source.gguf_file and source.tokenizer is None:
-            for config in (model.config, model.generation_config):
-                config.eos_token_id = tokenizer.eos_token_id
-                config.bos_token_id = tokenizer.bos_token_id
-                config.pad_token_id = tokenizer.pad_token_id
         num_rows = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > num_rows:
             raise CheckpointError(
@@ -69,6 +65,46 @@ def load_model(
         cast_weights(model, getattr(torch, source.dtype))
     compression = add_tokens(model, tokenizer, recipe.compression)
     return model, tokenizer, compression
+
+
+def load_pretrained(
+    source: ModelSource, tokenizer: Any, four_bits: Mapping[str, Any] | None = None
+) -> Any:
+    """Return the model of a checkpoint (safetensors or GGUF) in `source.dtype`.
+
+    Args:
+        source: What to load.
+        tokenizer: Its tokenizer, whose special tokens are those of a GGUF file.
+        four_bits: Keyword arguments of `from_pretrained`, as `adapters.quantization` gives them.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be loaded, or has no such weights.
+    """
+    extra: dict[str, Any] = {"use_safetensors": True, **(four_bits or {})}
+    if source.gguf_file:
+        from transformers import GgufConfig
+
+        extra = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path(str(source.path)),
+            dtype=getattr(torch, source.dtype),
+            trust_remote_code=False,
+            **extra,
+        )
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot load {source.path} (safetensors weights only): {error}"
+        ) from error
+    # A file with a head of its own, or without one (GGUF), overrules its config.
+    is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    model.config.get_text_config().tie_word_embeddings = is_tied
+    if source.gguf_file and source.tokenizer is None:
+        for config in (model.config, model.generation_config):
+            config.eos_token_id = tokenizer.eos_token_id
+            config.bos_token_id = tokenizer.bos_token_id
+            config.pad_token_id = tokenizer.pad_token_id
+    return model
 
 
 def cast_weights(model: Any, dtype: torch.dtype) -> None:
@@ -214,27 +250,4 @@ def _without_weights(config: Any) -> Any:
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.tie_weights()  # Inside, each assignment makes a parameter of its own.
-    return model
-
-
-def _from_checkpoint(source: ModelSource, four_bits: dict[str, Any]) -> Any:
-    extra: dict[str, Any] = {"use_safetensors": True, **four_bits}
-    if source.gguf_file:
-        from transformers import GgufConfig
-
-        extra = {"gguf_file": source.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            model_path(str(source.path)),
-            dtype=getattr(torch, source.dtype),
-            trust_remote_code=False,
-            **extra,
-        )
-    except OSError as error:
-        raise CheckpointError(
-            f"Cannot load {source.path} (safetensors weights only): {error}"
-        ) from error
-    # A file with a head of its own, or without one (GGUF), overrules its config.
-    is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    model.config.get_text_config().tie_word_embeddings = is_tied
     return model
