@@ -226,6 +226,7 @@ VIEWS: dict[str, Callable[[Path], str]] = {
     "long_reasoning/lengths": by_length,
     "main_table/kept": kept_question,
     "main_table/all": partial(over_all, stem="main_table"),
+    "qwen2.5_coder_gsm8k_methods/all": partial(over_all, stem="qwen2.5_coder_gsm8k_methods"),
     "smollm2_gsm8k_methods/all": partial(over_all, stem="smollm2_gsm8k_methods"),
 }
 """Views of a file, beside its rows."""

@@ -4,6 +4,7 @@
     python scripts/reproduce.py main_table budget_sweep --devices cuda:0,cuda:0,cuda:1,cuda:1 \
         --num-kv-tokens 600000 --num-problems main_table=1000,budget_sweep=250 --time-limit 500
     python scripts/reproduce.py gsm8k_methods --data test.jsonl --checkpoint lightthinker=runs/gsm8k
+    python scripts/reproduce.py gsm8k_methods --table-name qwen_gsm8k --prompt-style r1 (...)
     python scripts/reproduce.py smollm2_gsm8k --data test.jsonl --checkpoint lightthinker=a (...)
     python scripts/reproduce.py main_table --smoke     # the bundled model, a few problems, on a CPU
 
@@ -41,6 +42,7 @@ from lightthinker.bundled import BUNDLED, model_path
 from lightthinker.demo.loading import open_llm
 from lightthinker.errors import LightThinkerError
 from lightthinker.evals.benchmarks import EvalProblem
+from lightthinker.evals.benchmarks.prompts import STYLES
 from lightthinker.evals.combine import Run, combine
 from lightthinker.evals.evaluate import Evaluation
 from lightthinker.evals.journal import journal_path, settings_difference
@@ -61,7 +63,8 @@ TARGETS = (
     "bundled_model",
 )
 PAIR = "smollm2_gsm8k"
-TABLE_NAMES = {"gsm8k_methods": "smollm2_gsm8k_methods"}
+METHODS = "gsm8k_methods"
+METHODS_TABLE = "smollm2_gsm8k_methods"
 EVICTION = ("streaming_llm", "sepllm", "h2o", "r_kv", "snapkv", "tova", "random")
 TRAINED = ("lightthinker_token", "anllm")
 WITH_TRAINED = ("main_table", "gsm8k_methods")
@@ -105,7 +108,9 @@ class Reproduction:
 
     def __init__(self, target: str, options: argparse.Namespace):
         self.target, self.options = target, options
-        self.folder = Path(options.runs) / ("smoke" if options.smoke else "full") / target
+        self.table_name = (options.table_name or METHODS_TABLE) if target == METHODS else target
+        steps_of = options.table_name or target
+        self.folder = Path(options.runs) / ("smoke" if options.smoke else "full") / steps_of
         given = dict(item.split("=", 1) for item in options.checkpoint)
         if unknown := set(given) - {"lightthinker", "full_cot", *TRAINED}:
             sys.exit(f"error: unknown checkpoint {unknown.pop()!r}; see --help.")
@@ -166,9 +171,8 @@ class Reproduction:
         table = self._comparison(runs) if pair else self._table(runs)
         if not pair:
             check_table(table)
-        path = self.folder / f"{self.target}.json"
-        if not self.options.smoke:
-            path = ROOT / "results" / f"{TABLE_NAMES.get(self.target, self.target)}.json"
+        folder = self.folder if self.options.smoke else ROOT / "results"
+        path = folder / f"{self.table_name}.json"
         write_text(path, json.dumps(table, indent=2) + "\n", overwrite=True)
         rows = [row for _, results in runs for row in table_rows(results)]
         print(markdown(rows if pair else table["rows"]), flush=True)
@@ -193,7 +197,8 @@ class Reproduction:
             self.options.data = self.folder / "test.jsonl"
             rows = (json.dumps({"question": q, "answer": a}) for q, a in SMOKE_GSM8K)
             write_text(self.options.data, "".join(f"{row}\n" for row in rows), overwrite=True)
-        task = "gsm8k:plain" if self.options.data is None else f"gsm8k:plain={self.options.data}"
+        data = "" if self.options.data is None else f"={self.options.data}"
+        task = f"gsm8k:{self.options.prompt_style}{data}"
         max_tokens = 40 if self.options.smoke else 1024
         base = self._settings((task,), max_tokens)
         return {**base, "num_problems": self._num_problems}
@@ -464,6 +469,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, help="GSM8K's test set as JSON lines")
     parser.add_argument(
+        "--prompt-style",
+        choices=tuple(STYLES),
+        default="plain",
+        help="of GSM8K's questions, as the checkpoints were trained; by default plain",
+    )
+    parser.add_argument(
+        "--table-name",
+        help=f"of {METHODS}: results/NAME.json, for another model; by default {METHODS_TABLE}",
+    )
+    parser.add_argument(
         "--num-problems", help="of each family; by default 1000; also main_table=1000,..."
     )
     parser.add_argument(
@@ -490,6 +505,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the targets asked for."""
     options = parse(arguments)
+    if options.table_name and options.targets != [METHODS]:
+        sys.exit(f"error: --table-name is for {METHODS}, alone.")
     if options.tables_only and (options.overwrite or "bundled_model" in options.targets):
         sys.exit("error: --tables-only runs nothing: no bundled_model, and no --overwrite.")
     for places in (Reproduction.places, Reproduction.digests, Reproduction.problems):

@@ -250,6 +250,32 @@ def test_a_trained_rival_that_ran_needs_its_checkpoint_no_more(
     assert again["skipped"] == {}
 
 
+def test_another_models_methods_on_gsm8k_get_a_table_of_their_own(
+    reproduce: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(reproduce, "EVICTION", ())
+    arguments = [
+        "gsm8k_methods", "--smoke", "--device", "cpu", "--runs", str(tmp_path / "runs"),
+        "--num-kv-tokens", "4096", "--no-report",
+    ]  # fmt: skip
+    for name, more in (
+        ("smollm2_gsm8k_methods", []),
+        ("b2.5_methods", ["--table-name", "b2.5_methods", "--prompt-style", "r1"]),
+    ):
+        checkpoint = tiny_checkpoint(tmp_path / name)
+        reproduce.main([*arguments, "--checkpoint", f"lightthinker={checkpoint}", *more])
+        path = Path(json.loads(capsys.readouterr().out.splitlines()[-1])["gsm8k_methods"])
+        assert path.stem == name
+        table = json.loads(path.read_text())
+        assert {row["method"] for row in table["rows"]} == {"lightthinker", "full_cot"}
+        samples = path.with_name("full_cot.samples.jsonl").read_text().splitlines()
+        style = "r1" if more else "plain"
+        assert [json.loads(line)["prompt"] for line in samples] == [f"gsm8k:{style}@1"] * 2
+    with pytest.raises(SystemExit, match="--table-name is for gsm8k_methods, alone"):
+        reproduce.main(["main_table", "gsm8k_methods", "--smoke", "--table-name", "b"])
+
+
 def test_when_time_is_up_finished_samples_are_kept(
     reproduce: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

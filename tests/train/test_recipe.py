@@ -31,7 +31,7 @@ def test_every_shipped_recipe_parses_and_survives_the_round_trip(file):
 
 
 def test_there_are_recipes():
-    assert len(RECIPES) == 19
+    assert len(RECIPES) == 23
 
 
 @pytest.mark.parametrize(
