@@ -5,8 +5,10 @@
 Weights are dequantized, special tokens are those that the file names (transformers may read them
 wrongly), the chat template is the file's. `--tie-from-head` is for a model whose embedding and head
 are one matrix, of which the file has two copies, as llama.cpp writes them: the head's, which is the
-more precise one, becomes both. A recipe can also read a GGUF file itself (`model.gguf_file`), but
-does so anew for each training. Needs `pip install -e ".[gguf]"`. Knows nothing of compression.
+more precise one, becomes both. Tokens that only fill the vocabulary up (`[PAD151665]`) are left out
+of the tokenizer, so that new ones take their rows, as with the original. A recipe can also read a
+GGUF file itself (`model.gguf_file`), but does so anew for each training. Needs
+`pip install -e ".[gguf]"`. Knows nothing of compression.
 """
 
 from __future__ import annotations
@@ -54,7 +56,28 @@ def unpack(file: Path, folder: Path, *, dtype: str, tie_from_head: bool) -> int:
         model.get_input_embeddings().weight = head
         model.config.get_text_config().tie_word_embeddings = True
     save_checkpoint(model, tokenizer, folder, dtype=dtype, max_shard_size="5GB")
+    _leave_out(_fillers(file), folder / "tokenizer.json")
     return int(model.num_parameters())
+
+
+def _fillers(file: Path) -> set[str]:
+    """Return the tokens at the end of the vocabulary that the file says are not used."""
+    from gguf import GGUFReader, TokenType
+
+    fields = GGUFReader(file).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    types = fields["tokenizer.ggml.token_type"].contents()
+    used = max(i for i, kind in enumerate(types) if kind != TokenType.UNUSED)
+    return set(tokens[used + 1 :])
+
+
+def _leave_out(tokens: set[str], file: Path) -> None:
+    """Take tokens out of a saved tokenizer whose vocabulary maps tokens to ids."""
+    saved = json.loads(file.read_text("utf-8"))
+    vocabulary = saved["model"]["vocab"]
+    if tokens and isinstance(vocabulary, dict):
+        saved["model"]["vocab"] = {t: i for t, i in vocabulary.items() if t not in tokens}
+        file.write_text(json.dumps(saved, ensure_ascii=False), "utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

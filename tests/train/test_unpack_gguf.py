@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightthinker.compression import CompressionConfig
 from lightthinker.testing.models import byte_tokenizer, tiny_model
+from lightthinker.tokens import add_tokens
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "unpack_gguf.py"
 NAMES = {
@@ -52,12 +54,13 @@ def write_gguf(path, model, *, coarse_embedding):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
-    tokens += ["Ġa", "th"]
+    tokens += ["<|endoftext|>", "Ġa", "th"]
     tokens += [f"[PAD{i}]" for i in range(len(tokens), config.vocab_size)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(tokens)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    kinds = {"<": TokenType.CONTROL, "[": TokenType.UNUSED}
+    writer.add_token_types([kinds.get(t[0] if len(t) > 1 else "", 1) for t in tokens])
     writer.add_token_merges(["Ġ a", "t h"])
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
@@ -102,6 +105,10 @@ def test_a_folder_has_the_files_weights_tokens_and_template(unpack, original, tm
     assert model.config.eos_token_id == byte_tokenizer().eos_token_id
     expected = byte_tokenizer().apply_chat_template(PROMPT, tokenize=False)
     assert tokenizer.apply_chat_template(PROMPT, tokenize=False) == expected
+    assert len(tokenizer) == 262  # Not 272: new tokens take the rows of those that fill up.
+    add_tokens(model, tokenizer, CompressionConfig(num_gists=2))
+    assert tokenizer.convert_tokens_to_ids("<|trigger|>") == 262
+    assert model.get_input_embeddings().weight.shape[0] == 272
     with pytest.raises(SystemExit, match="exists; choose another"):
         unpack.main(arguments)
     with pytest.raises(SystemExit, match="no copies of one matrix"):
