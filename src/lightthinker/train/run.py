@@ -18,7 +18,7 @@ from lightthinker.data.packing import collate
 from lightthinker.encode import Encoder
 from lightthinker.errors import ConfigError, DataError
 from lightthinker.train.adapters import add_adapters, base_model, has_adapters
-from lightthinker.train.callbacks import Monitor, StopOnInterrupt
+from lightthinker.train.callbacks import Monitor, StopOnInterrupt, forget_after
 from lightthinker.train.card import LOG_FILE, RECIPE_FILE, write_card
 from lightthinker.train.checkpoint import check_disk, load_model, save_checkpoint
 from lightthinker.train.datasets import PackedRows, TaskRows
@@ -77,7 +77,9 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     if resume and last is None:
         raise ConfigError(
             f"There is no whole checkpoint (with {COMPLETE_FILE}) to resume in "
-            f"{output / 'checkpoints'}."
+            f"{output / 'checkpoints'}. During a run they are written where the recipe has "
+            "trainer.save_steps (or save_strategy: epoch), else only on Ctrl-C. To start again, "
+            "train with --overwrite."
         )
     arguments = training_arguments(recipe)
     # No rank may create anything in the folder before all have looked.
@@ -121,6 +123,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     _barrier()
     if is_main:
         _begin(recipe, output, fresh=overwrite and not resume)
+        if resume and last is not None:
+            forget_after(output / JSON_LINES_FILE, step=int(last.name.partition("-")[2]))
     _barrier()
     _install_loss(base_model(model, recipe), recipe, arguments, rows)
     size = ModelSize.of(base_model(model, recipe))
@@ -196,7 +200,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "bf16": on_gpu,
         "use_cpu": not on_gpu,
         "logging_steps": 50,
-        "save_strategy": "no",
+        "save_strategy": recipe.save_strategy,
         "report_to": "none",
         "seed": 0,
         "disable_tqdm": None,
