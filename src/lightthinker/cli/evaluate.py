@@ -51,9 +51,9 @@ def evaluate(
         tasks: Comma-separated: a task family, `tasks` for all of them evenly, or a benchmark
             (docs/benchmarks.md), e.g. gsm8k, mmlu, gpqa, bbh, math500, gsm8k:plain=test.jsonl.
         methods: Comma-separated, with options after a colon: full_cot, lightthinker,
-            h2o:budget=256, random:match=mean, ... (match: the budget is LightThinker's mean or
-            peak live tokens on the same task). By default full_cot, and lightthinker if the
-            checkpoint compresses.
+            h2o:budget=256, random:match=mean, my_policy.py:budget=256, ... (match: the budget is
+            LightThinker's mean or peak live tokens on the same task). By default full_cot, and
+            lightthinker if the checkpoint compresses.
         num_problems: Problems of each task; by default 1000 generated ones or the whole file.
         limit: Only the first problems of each task, for a quick look.
         num_samples: Samples of each problem, for pass@k and maj@k; needs a temperature.

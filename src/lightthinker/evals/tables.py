@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightthinker.evals.summaries import FULL_COT, Comparison, MethodSummary
+from lightthinker.policies.own import is_own, own_label
 
 LABELS = {
     FULL_COT: "full CoT", "lightthinker": "LightThinker",
@@ -59,7 +60,7 @@ def label(method: str) -> str:
     """Return a method's name as people write it, with its options and its model if it has any."""
     method, at, model = method.partition(" @ ")
     name, _, options = method.partition(":")
-    text = LABELS.get(name, name.replace("_", " "))
+    text = LABELS.get(name, (own_label(name) if is_own(name) else name).replace("_", " "))
     if options:
         text += f", {options.replace('match=', 'matched ').replace('=', ' ').replace(',', ', ')}"
     return f"{text}{at}{model}"
