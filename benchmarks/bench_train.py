@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness import say_kernels
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_results import merge, print_rows, ratios, where
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -154,7 +155,7 @@ def build(recipe: Recipe, mask: str, device: torch.device, options: argparse.Nam
         vocab_size=config.vocab_size, distillation=0.0,
     )  # fmt: skip
     if mask != "dense_padded":
-        install(base, chunk_tokens=chunk or 4096)
+        install(base, chunk_tokens=chunk or 4096, compiled=device.type == "cuda")
         if device.type == "cuda":
             compile_layers(model)
     return model.train()
@@ -230,12 +231,8 @@ def measure(mask: str, recipe: Recipe, options: argparse.Namespace) -> dict[str,
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     processed = useful = pairs = 0
-    begin = time.perf_counter()
-    for step in range(options.warmup + options.steps):
-        if step == options.warmup:
-            synchronise(device)
-            processed = useful = pairs = 0
-            begin = time.perf_counter()
+
+    def train_step(step: int) -> tuple[dict[str, torch.Tensor], list[int], torch.Tensor]:
         first = step * options.batch_size
         batch = collate([rows[(first + i) % len(rows)] for i in range(options.batch_size)])
         counts = batch["counts"].sum(dim=0).tolist()
@@ -247,6 +244,15 @@ def measure(mask: str, recipe: Recipe, options: argparse.Namespace) -> dict[str,
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return batch, counts, loss
+
+    begin = time.perf_counter()
+    for step in range(options.warmup + options.steps):
+        if step == options.warmup:
+            synchronise(device)
+            processed = useful = pairs = 0
+            begin = time.perf_counter()
+        batch, counts, loss = train_step(step)
         processed += batch["input_ids"].numel()
         useful += counts[0] - counts[1]
         is_causal = mask == "causal_flash"
@@ -255,6 +261,12 @@ def measure(mask: str, recipe: Recipe, options: argparse.Namespace) -> dict[str,
         )
     synchronise(device)
     seconds = time.perf_counter() - begin
+    if options.profile:
+        with torch.profiler.profile() as profile:
+            for step in range(options.warmup + options.steps)[-3:]:
+                train_step(step)
+            synchronise(device)
+        say_kernels(profile, 3, mask, most=40)
     peak = peak_flops(device)
     on_gpu = device.type == "cuda"
     plan = make_plan(recipe) if mask == "lifetimes_flex" else None
@@ -348,6 +360,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=256)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--profile", action="store_true", help="print where GPU time goes")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--merge-into", type=Path)
     parser.add_argument("--smoke", action="store_true")

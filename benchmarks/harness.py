@@ -216,7 +216,8 @@ def say_kernels(
     profile: torch.profiler.profile, num_steps: int, title: str, most: int = 16
 ) -> None:
     """Print which kernels a traced step's GPU time goes to."""
-    kernels = [e for e in profile.key_averages() if e.self_device_time_total > 0]
+    on_device = torch.autograd.DeviceType.CUDA  # Operators launched from Python count them again.
+    kernels = [e for e in profile.key_averages() if e.device_type == on_device]
     total = sum(e.self_device_time_total for e in kernels) / num_steps
     print(f"{title}: {total:.0f} us of kernels a step")
     for e in sorted(kernels, key=lambda e: -e.self_device_time_total)[:most]:

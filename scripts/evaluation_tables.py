@@ -105,14 +105,16 @@ def by_length(folder: Path) -> str:
 def over_all(folder: Path, stem: str) -> str:
     """Render every method of a table over all of its problems."""
     results = load(folder, stem)
-    pairs = {p["method"]: p for p in results["against_full_cot"] if p["task"] == "all"}
+    tasks = {row["task"] for row in results["rows"]}
+    whole = "all" if len(tasks) > 1 else tasks.pop()
+    pairs = {p["method"]: p for p in results["against_full_cot"] if p["task"] == whole}
     head = [
         "", "accuracy (95 %)", "less full chain-of-thought, points (95 %)", "peak tokens",
         "mean live", "Dep",
     ]  # fmt: skip
     lines = []
     for row in results["rows"]:
-        if row["task"] != "all":
+        if row["task"] != whole:
             continue
         difference = ""
         if pair := pairs.get(row["method"]):
@@ -133,21 +135,38 @@ def over_all(folder: Path, stem: str) -> str:
     return "\n".join([title, "", *grid(head, lines)])
 
 
+def kept_question(folder: Path) -> str:
+    """Render accuracy by family where nothing of the question is evicted, beside LightThinker."""
+    found: dict[str, dict[str, Results]] = {}
+    for row in load(folder, "main_table")["rows"]:
+        if row["method"] == "lightthinker" or row["method"].endswith("keep_prompt=true"):
+            found.setdefault(row["method"], {})[row["task"]] = row
+    families = [task for task in found["lightthinker"] if task != "all"]
+    lines = (
+        (method_name(method).removesuffix(", LightThinker's peak, question kept"),
+         *(f"{row[family]['accuracy']:.1%}" for family in families))
+        for method, row in found.items()
+    )  # fmt: skip
+    return "\n".join(grid(["", *(family.replace("_", " ") for family in families)], lines))
+
+
 def by_budget(folder: Path) -> str:
     """Render the accuracy of eviction methods over all families by budget."""
     results = load(folder, "budget_sweep")
     rows = [row for row in results["rows"] if row["task"] == "all"]
-    found = {(r["method"].partition(":")[0], r["budget"]): r for r in rows if r["budget"]}
-    budgets = sorted({budget for _, budget in found})
+    found = {(*name_and_keeping(r["method"]), r["budget"]): r for r in rows if r["budget"]}
+    budgets = sorted({budget for *_, budget in found})
     lines = [
         (
-            NAMES.get(name, name),
+            NAMES.get(name, name) + (", question kept" if keeps else ""),
             *(
-                f"{found[name, budget]['accuracy']:.1%}" if (name, budget) in found else ""
+                f"{found[name, keeps, budget]['accuracy']:.1%}"
+                if (name, keeps, budget) in found
+                else ""
                 for budget in budgets
             ),
         )
-        for name in dict.fromkeys(name for name, _ in found)
+        for name, keeps in sorted(dict.fromkeys(k[:2] for k in found), key=lambda k: not k[1])
     ]
     points = "; ".join(
         f"{NAMES[row['method']]} {share(row)} at a peak of {number(row['peak_tokens'])} tokens"
@@ -159,11 +178,21 @@ def by_budget(folder: Path) -> str:
     return "\n".join([title, "", *table])
 
 
+def name_and_keeping(method: str) -> tuple[str, bool]:
+    """Return an eviction method's name and whether it keeps the question."""
+    name, _, how = method.partition(":")
+    return name, name == "random" or "keep_prompt=true" in how
+
+
 def method_name(method: str) -> str:
     """Return what a table calls a method, its budget said in words."""
     name, _, how = method.partition(":")
     name = NAMES.get(name, name)
-    by = {"match=mean": "LightThinker's mean", "match=peak": "LightThinker's peak"}.get(how, how)
+    by = {
+        "match=mean": "LightThinker's mean",
+        "match=peak": "LightThinker's peak",
+        "match=peak,keep_prompt=true": "LightThinker's peak, question kept",
+    }.get(how, how)
     return f"{name}, {by}" if how else name
 
 
@@ -195,6 +224,7 @@ VIEWS: dict[str, Callable[[Path], str]] = {
     "budget_sweep/all": by_budget,
     "first_errors/table": first_errors,
     "long_reasoning/lengths": by_length,
+    "main_table/kept": kept_question,
     "main_table/all": partial(over_all, stem="main_table"),
     "smollm2_gsm8k_methods/all": partial(over_all, stem="smollm2_gsm8k_methods"),
 }

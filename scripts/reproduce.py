@@ -65,7 +65,7 @@ TABLE_NAMES = {"gsm8k_methods": "smollm2_gsm8k_methods"}
 EVICTION = ("streaming_llm", "sepllm", "h2o", "r_kv", "snapkv", "tova", "random")
 TRAINED = ("lightthinker_token", "anllm")
 WITH_TRAINED = ("main_table", "gsm8k_methods")
-BUDGETS = (96, 128, 192, 256, 384, 512)
+BUDGETS = (192, 256, 384, 512)
 LENGTHS = {"long": ("2k", 3500), "4k": ("4k", 7000), "8k": ("8k", 13500)}
 FAMILIES = ("programs", "word_problems", "entity_tracking", "multiplication", "register_machine")
 LONG_FAMILIES = ("programs", "entity_tracking", "multiplication", "register_machine")
@@ -229,8 +229,12 @@ class Reproduction:
         base["difficulty"] = "tiny" if smoke else "standard"
         budgets = (300, 400) if smoke else BUDGETS
         evicting = [
-            self._step(f"{name}_{budget}", "full_cot", (f"{name}:budget={budget}",), base)
+            self._step(
+                f"{name}_{budget}{suffix}", "full_cot", (f"{name}:budget={budget}{keep}",), base
+            )
+            for keep, suffix in ((",keep_prompt=true", "_prompt"), ("", ""))
             for name in EVICTION
+            if not keep or name != "random"  # It keeps the prompt anyway.
             for budget in budgets
         ]
         return [

@@ -17,8 +17,9 @@ from lightthinker.evals.rows import check_table
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_readme_tables_say_what_the_results_files_say():
-    script = ROOT / "scripts" / "update_readme.py"
+@pytest.mark.parametrize("name", ["update_readme", "draw_figures"])
+def test_documents_say_what_the_results_files_say(name):
+    script = ROOT / "scripts" / f"{name}.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -153,6 +153,7 @@ def test_the_main_table_is_written_and_its_steps_run_once(
     assert sorted((ROOT / "results").iterdir()) == before
     methods = [row["method"] for row in written["rows"]]
     assert methods[:2] == ["lightthinker", "full_cot"]
+    assert methods[-1] == "h2o:match=peak,keep_prompt=true"
     assert {m.partition(":")[0] for m in methods[2:]} == set(reproduce.EVICTION)
     assert all(row["budget"] is not None for row in written["rows"][2:])
     assert set(written["skipped"]) == {"anllm", "lightthinker_token"}
@@ -160,7 +161,7 @@ def test_the_main_table_is_written_and_its_steps_run_once(
     assert (path.parent / "report.html").is_file()
 
     reproduce.main(arguments)
-    assert capsys.readouterr().err.count("finished before") == 6
+    assert capsys.readouterr().err.count("finished before") == 7
     with pytest.raises(SystemExit, match=r"other settings: seed: 0 -> 1"):
         reproduce.main([*arguments, "--seed", "1"])
 
@@ -169,7 +170,7 @@ def test_the_main_table_is_written_and_its_steps_run_once(
         settings = json.loads(file.read_text())
         settings["versions"]["torch"] = "2.0.0"
         file.write_text(json.dumps(settings))
-    (path.parent / "random_peak.json").unlink()
+    (path.parent / "h2o_peak_prompt.json").unlink()
     path.unlink()
     with pytest.raises(SystemExit, match=r"2\.0\.0"):
         reproduce.main(arguments)
@@ -179,7 +180,7 @@ def test_the_main_table_is_written_and_its_steps_run_once(
         reproduce.main([*arguments, "--tables-only"])
     again = json.loads(path.read_text())
     assert [row["method"] for row in again["rows"]] == methods[:-1]
-    assert again["skipped"]["random_peak"] == "not finished"
+    assert again["skipped"]["h2o_peak_prompt"] == "not finished"
     assert again["command"] == f"{written['command']} && python here"
 
 
@@ -257,7 +258,7 @@ def test_when_time_is_up_finished_samples_are_kept(
         "main_table", "--smoke", "--devices", "cpu", "--num-problems", "1", "--runs",
         str(tmp_path / "runs"), "--checkpoint", f"lightthinker={checkpoint}",
     ]  # fmt: skip
-    with pytest.raises(SystemExit, match="16 steps are missing"):
+    with pytest.raises(SystemExit, match="22 steps are missing"):
         reproduce.main([*arguments, "--time-limit", "0"])
     assert json.loads(capsys.readouterr().out) == {}
     assert (tmp_path / "runs/smoke/main_table/lightthinker.parts").is_dir()

@@ -24,7 +24,7 @@ POLICIES = [
     policies.TOVA(budget=40),
     policies.SnapKV(budget=60),
     policies.RKV(budget=60),
-    policies.RandomEviction(budget=60),
+    policies.RandomEviction(budget=90),
 ]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from lightthinker.compression import CompressionConfig
 from lightthinker.data.packing import collate, pack_row
@@ -65,6 +68,28 @@ def test_loss_and_gradients_are_the_models_own(family, items):
     (own, own_gradients), (ours, our_gradients) = results
     torch.testing.assert_close(ours, own, rtol=1e-6, atol=1e-6)
     for name, gradient in own_gradients.items():
+        torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_it_is_one_program_for_chunks_of_any_size(family, monkeypatch):
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    results = []
+    for compiled in (False, True):
+        batch, model, _ = batch_and_model(family, **FAMILIES[family])
+        install(model, chunk_tokens=7, compiled=compiled)
+        for row in (1, 0):  # The last chunk has another size each time.
+            part = {name: tensor[: row + 1, :] for name, tensor in batch.items()}
+            part["labels"][:, : 10 + row] = IGNORE_INDEX
+            loss = loss_of(model, part).loss
+            loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters()}))
+    (plain, plain_gradients), (ours, our_gradients) = results
+    assert counter.frame_count == 1
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
+    for name, gradient in plain_gradients.items():
         torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 

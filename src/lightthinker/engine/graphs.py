@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from lightthinker.attention.batch import PagedBatch
+from lightthinker.attention.batch import PagedBatch, Row, SequenceRows
 from lightthinker.attention.paged import AttentionBackend
 from lightthinker.attention.rows_metadata import RowsCapacity, may_attend_by_row
 from lightthinker.attention.staging import StagedBuffer
@@ -115,6 +115,39 @@ class GraphRunner:
                 self._compute(size)
             self._graphs[size] = graph
 
+    def run_without(self) -> None:
+        """Compile the kernels that no graph holds: those of a long prompt, and compaction.
+
+        Else the first long prompt, or thought, would wait for them, and all other requests with
+        it. Writes to KV pages, so nothing may hold any.
+        """
+        page_size, device = self.backend.pool.page_size, self.runner.device
+        num_pages = min(self.backend.pool.num_slots, self.sizes[-1] + page_size) // page_size - 1
+        if num_pages < 1:
+            return
+        prompt = num_pages * page_size
+        batch = PagedBatch(
+            [
+                SequenceRows(
+                    rows=[Row(0, i + 1, 0, 0) for i in range(prompt)],
+                    indices=list(range(prompt)),
+                    pages=list(range(num_pages)),
+                    num_live=prompt,
+                ),
+                SequenceRows(rows=[Row(0, 1, 0, 0)], indices=[0], pages=[num_pages], num_live=1),
+            ],
+            page_size,
+            device,
+        )
+        zeros, wanted = [0] * batch.num_rows, [prompt - 1, prompt]
+        plan = StepPlan(
+            token_ids=zeros, positions=zeros, sequences=batch.sequences, wanted_rows=wanted
+        )
+        logits = self.runner.run(self.backend, batch, plan, None)
+        self.sampler.fill([], num_rows=len(logits))
+        self.sampler.draw(logits)
+        self.backend.pool.move([0], [0])
+
     def warm_up(self, say: Callable[[str], None]) -> None:
         """Compile the model and capture all graphs, unless that is done or there is no GPU.
 
@@ -135,6 +168,9 @@ class GraphRunner:
             )
             self.runner.compile(False)
             self.capture(lambda size: say(f"capturing the graph of {size} rows"))
+        say("compiling the kernels of long prompts and of compaction")
+        self.run_without()
+        torch.cuda.synchronize()
 
     def fits(self, plan: StepPlan, batch: PagedBatch, riders: Riders | None = None) -> bool:
         """Whether a graph can run this step."""

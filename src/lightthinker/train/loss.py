@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._dynamo import maybe_mark_dynamic
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
@@ -29,6 +30,12 @@ LOGITS_LIMIT = 2**30
 """Bytes of float32 logits from which `auto` computes the loss in chunks."""
 
 Project = Callable[[torch.Tensor], torch.Tensor]
+Sums = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None],
+    tuple[torch.Tensor, torch.Tensor],
+]
+"""Logits [T, V] of the head, targets [T], the teacher's likewise and which tokens have one ->
+sums of cross-entropy and of KL over the tokens."""
 
 
 @dataclass
@@ -58,7 +65,9 @@ def resolve_chunk(
     return DEFAULT_CHUNK if is_large or distillation else None
 
 
-def install(model: Any, *, chunk_tokens: int, distillation: float = 0.0) -> None:
+def install(
+    model: Any, *, chunk_tokens: int, distillation: float = 0.0, compiled: bool = False
+) -> None:
     """Make a causal LM return its loss computed in chunks; everything else of it stays.
 
     Afterwards `model(..., labels=labels)` returns a `LossOutput`. Without labels the model is as
@@ -68,15 +77,20 @@ def install(model: Any, *, chunk_tokens: int, distillation: float = 0.0) -> None
         model: Any Hugging Face causal LM, before it is wrapped.
         chunk_tokens: Labelled tokens whose logits exist at once.
         distillation: Weight of KL(teacher || model); batches then carry `teacher`.
+        compiled: What follows the head is one compiled program: a chunk's logits are then read a
+            few times in their own dtype, and never written in float32.
 
     Raises:
         ConfigError: The model's logits are more than head, scale and softcap of its last state.
     """
     head = model.get_output_embeddings()
     project, original, finish = head.forward, model.forward, _finish(model)
+    sums = _sums(finish)
+    if compiled:
+        sums = torch.compile(sums)
 
     def head_forward(hidden: torch.Tensor, job: _LossJob | None = None) -> Any:
-        return project(hidden) if job is None else job(lambda states: finish(project(states)))
+        return project(hidden) if job is None else job(project, sums)
 
     def forward(
         *args: Any,
@@ -131,7 +145,7 @@ class _LossJob:
         aligned = taught[row, teacher_query.clamp(min=0)]
         return cls(states, targets, aligned, teacher_query >= 0, chunk_tokens)
 
-    def __call__(self, logits_of: Project) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, project: Project, sums: Sums) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sums of cross-entropy and of KL over the labelled tokens."""
         entropy = self.states.new_zeros((), dtype=torch.float32)
         divergence = entropy.clone()
@@ -143,7 +157,8 @@ class _LossJob:
                 taught = (self.teacher[begin:end], self.has_teacher[begin:end])
             parts = checkpoint(
                 _chunk_sums,
-                logits_of,
+                project,
+                sums,
                 states,
                 self.targets[begin:end],
                 taught,
@@ -156,21 +171,42 @@ class _LossJob:
 
 
 def _chunk_sums(
-    logits_of: Project,
+    project: Project,
+    sums: Sums,
     states: torch.Tensor,
     targets: torch.Tensor,
     taught: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = logits_of(states).float()
-    entropy = cross_entropy(logits, targets, reduction="sum")
-    if taught is None:
-        return entropy, entropy.new_zeros(())
-    teacher_states, has_teacher = taught
-    with torch.no_grad():
-        expected = log_softmax(logits_of(teacher_states).float(), dim=-1)
-    found = log_softmax(logits, dim=-1)
-    divergence = kl_div(found, expected, reduction="none", log_target=True).sum(dim=-1)
-    return entropy, (divergence * has_teacher).sum()
+    expected, has_teacher = None, None
+    if taught is not None:
+        teacher_states, has_teacher = taught
+        with torch.no_grad():
+            expected = project(teacher_states)
+    logits = project(states)
+    for tensor in (logits, targets, expected, has_teacher):
+        if tensor is not None:
+            maybe_mark_dynamic(tensor, 0)  # Compiled once: the last chunk has any number of tokens.
+    return sums(logits, targets, expected, has_teacher)
+
+
+def _sums(finish: Project) -> Sums:
+    """What follows the head: the losses' sums over the tokens of a chunk."""
+
+    def sums(
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        expected: torch.Tensor | None,
+        has_teacher: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        found = finish(logits).float()
+        entropy = cross_entropy(found, targets, reduction="sum")
+        if expected is None or has_teacher is None:
+            return entropy, entropy.new_zeros(())
+        known = log_softmax(finish(expected).float(), dim=-1)
+        divergence = kl_div(log_softmax(found, dim=-1), known, reduction="none", log_target=True)
+        return entropy, (divergence.sum(dim=-1) * has_teacher).sum()
+
+    return sums
 
 
 @torch.no_grad()

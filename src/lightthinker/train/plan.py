@@ -141,7 +141,10 @@ def make_plan(recipe: Recipe, *, num_gpus: int = 1) -> Plan:
         gradients_gb=0.0 if offload else (4 + 4 * copied) * size.num_trainable / shards / 1e9,
         optimizer_gb=0.0 if offload else 8 * size.num_trainable / shards / 1e9,
         activations_gb=_activation_bytes(recipe, size, tokens, sharded=sharded) / 1e9,
-        logits_gb=_logits_bytes(size, min(chunk or tokens, tokens)) / 1e9,
+        logits_gb=_logits_bytes(
+            size, min(chunk or tokens, tokens), compiled=bool(chunk) and recipe.model.compile
+        )
+        / 1e9,
         backward_gb=_backward_bytes(recipe, size, tokens, sharded=sharded) / 1e9,
         host_gb=_host_bytes(recipe, size, num_gpus, bytes_per_weight, offload=offload) / 1e9,
         accumulates=accumulation > 1,
@@ -277,15 +280,17 @@ def _activation_bytes(recipe: Recipe, size: ModelSize, tokens: int, *, sharded: 
     return (layer + copies) * size.num_layers + ends
 
 
-def _logits_bytes(size: ModelSize, tokens: int) -> float:
+def _logits_bytes(size: ModelSize, tokens: int, *, compiled: bool) -> float:
     """Bytes of the loss at its fullest.
 
-    Log-probabilities and two gradients in float32; of the head's weights a bf16 copy and a
-    gradient, which adapters of single rows need as well.
+    Compiled: logits and their gradient in bf16. Else log-probabilities and two gradients in
+    float32. Of the head's weights a bf16 copy and a gradient, which adapters of single rows need
+    as well.
     """
     weights = size.vocab_size * size.hidden_size
     is_trained = size.num_trainable > weights
-    return 12.0 * tokens * size.vocab_size + (6 if is_trained else 4) * weights
+    each = 4.0 if compiled else 12.0
+    return each * tokens * size.vocab_size + (6 if is_trained else 4) * weights
 
 
 def _backward_bytes(recipe: Recipe, size: ModelSize, tokens: int, *, sharded: bool) -> float:

@@ -277,7 +277,12 @@ def _install_loss(model: Any, recipe: Recipe, arguments: TrainingArguments, rows
         raise ConfigError("trainer.label_smoothing_factor needs loss.chunk_tokens: null.")
     if getattr(model.config, "output_router_logits", False):
         raise ConfigError("A router loss (output_router_logits) needs loss.chunk_tokens: null.")
-    install(model, chunk_tokens=chunk, distillation=recipe.loss.distillation)
+    install(
+        model,
+        chunk_tokens=chunk,
+        distillation=recipe.loss.distillation,
+        compiled=recipe.model.compile and arguments.device.type == "cuda",
+    )
 
 
 def _begin(recipe: Recipe, output: Path, *, fresh: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightthinker.attention import rows_metadata
+from lightthinker.attention import rows_metadata, triton_backend
 from lightthinker.compression import CompressionConfig
 from lightthinker.engine.engine import EngineConfig, LLMEngine
 from lightthinker.engine.graphs import GraphRunner, graph_sizes
@@ -91,6 +91,25 @@ def test_long_sequences_run_without_a_graph(counted):
     assert not counted
     run(make_engine(**config), params, prompts=[range(20, 30)])
     assert counted
+
+
+def test_warming_up_runs_the_kernels_of_a_long_prompt_and_leaves_nothing(counted, monkeypatch):
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    config = {"attention_backend": "triton", "max_num_seqs": 4, "max_num_batched_tokens": 64}
+    expected = run(make_engine(**config), params, SHORT)
+    counted.clear()
+    engine, tiles = make_engine(**config), []
+    tiled = triton_backend.tiled_attention
+    monkeypatch.setattr(
+        triton_backend,
+        "tiled_attention",
+        lambda query, *args, **kwargs: tiles.append(len(query)) or tiled(query, *args, **kwargs),
+    )
+    engine.graphs.run_without()
+    assert tiles == [65], "more rows than the largest graph has"
+    assert not counted
+    assert run(engine, params, SHORT) == expected
+    assert engine.pool.allocator.num_used == 0
 
 
 def test_prompts_run_in_graphs_unless_their_rows_would_read_too_much(counted, monkeypatch):
