@@ -117,9 +117,17 @@ def evaluate(
         command=command_line(), dtype=dtype, journal=files.journal, overwrite=overwrite,
     )  # fmt: skip
     evaluation.prepare()
-    if devices is not None:
-        evaluation.run_on(_names(devices), options)
-    records = evaluation.run(part)
+    try:
+        if devices is not None:
+            evaluation.run_on(_names(devices), options)
+        records = evaluation.run(part)
+    except KeyboardInterrupt:
+        if files.journal is None:
+            raise
+        raise KeyboardInterrupt(
+            f"Interrupted. Finished samples are kept in {files.journal}: the same command goes on "
+            "from there."
+        ) from None
     if shard is not None:
         missing = evaluation.num_missing(part, records)
         end = (
@@ -133,8 +141,9 @@ def evaluate(
     results, records = evaluation.results(records)
     console = Console()
     console.print(tables.terminal_table(results.overall, narrow=console.width < 76))
-    if sentence := tables.verdict(results.overall):
-        console.print(Text(f"{sentence}."))
+    for sentence in (tables.verdict(results.overall), tables.unfinished(results.overall)):
+        if sentence:
+            console.print(Text(f"{sentence}."))
     for name, control in results.controls.items():
         console.print(Text(f"{tables.control(name, control)}."))
     files.write(results, records)

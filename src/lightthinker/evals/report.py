@@ -100,6 +100,7 @@ def render_report(
         rows=tables.headline_rows(overall),
         columns=tables.COLUMNS,
         verdict=tables.verdict(overall),
+        unfinished=tables.unfinished(overall),
         families=families,
         kv_charts=charts,
         example=example,

@@ -204,6 +204,19 @@ def verdict(comparison: Comparison) -> str:
     )
 
 
+def unfinished(comparison: Comparison) -> str:
+    """Return how many answers the limit of tokens cut off, or an empty string if none.
+
+    Such an answer is mostly wrong, and its costs are those of the limit.
+    """
+    cut = [
+        f"{label(name)} {m.num_truncated:,} of {m.num_problems * m.num_samples:,}"
+        for name, m in comparison.methods.items()
+        if m.num_truncated
+    ]
+    return f"Cut off where tokens ran out (max_tokens): {'; '.join(cut)}" if cut else ""
+
+
 def control(name: str, values: Mapping[str, Any]) -> str:
     """Return a control's outcome in a sentence."""
     return (
