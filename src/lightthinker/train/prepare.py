@@ -199,8 +199,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         kept = f"{source['num_kept']:,} of {source['num_read']:,} rows kept ({source['format']})"
         table.add_row(f"read from {source['source']}", kept)
         for reason, drops in source["drops"].items():
-            lines = ", ".join(map(str, drops["lines"]))
-            table.add_row(f"  dropped: {reason}", f"{drops['count']:,} (first lines: {lines})")
+            table.add_row(f"  dropped: {reason}", f"{drops['count']:,} ({_first(drops)})")
     for reason, count in summary.dropped.items():
         table.add_row(f"dropped: {reason}", f"{count:,} (first: {', '.join(summary.too_long[:5])})")
     if summary.truncated:
@@ -240,12 +239,17 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(summary.sample, markup=False, highlight=False)
 
 
+def _first(drops: dict[str, Any]) -> str:
+    lines = ", ".join(map(str, drops["lines"]))
+    return f"first at {lines}: {drops['detail'].rstrip('.')}"
+
+
 def _what_became(summary: Summary) -> str:
     """Say in one line what each source had and why it was dropped."""
     parts = []
     for source in summary.sources:
         reasons = [
-            f"{drops['count']} dropped: {reason} (first at {', '.join(map(str, drops['lines']))})"
+            f"{drops['count']} dropped: {reason} ({_first(drops)})"
             for reason, drops in source["drops"].items()
         ]
         parts.append(
