@@ -20,7 +20,7 @@ import lightthinker.train.run as run_module
 from lightthinker import LLM, CompressionConfig, SamplingParams
 from lightthinker.cli.app import main
 from lightthinker.errors import CheckpointError, ConfigError, DataError
-from lightthinker.testing.training import tiny_recipe, training_losses
+from lightthinker.testing.training import TINY_MODEL, tiny_recipe, training_losses
 from lightthinker.train.card import update_card
 from lightthinker.train.export import standalone_model
 from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
@@ -232,6 +232,18 @@ def test_examples_longer_than_the_row_are_counted_and_none_left_is_an_error(tmp_
     data = {"row_length": 20, "sources": [{"path": str(tmp_path / "traces.jsonl")}]}
     with pytest.raises(DataError, match="longer than data"):
         prepare(recipe(tmp_path / "run", data=data))
+
+
+def test_a_trace_beyond_the_models_positions_is_refused(tmp_path):
+    reasoning = "\\n\\n".join(f"Step {i} of many." for i in range(30))
+    line = f'{{"question": "a", "reasoning": "{reasoning}", "answer": "b"}}\n'
+    (tmp_path / "traces.jsonl").write_text(line)
+    data = {"row_length": 1024, "sources": [{"path": str(tmp_path / "traces.jsonl")}]}
+    short = {**TINY_MODEL, "config": {**TINY_MODEL["config"], "max_position_embeddings": 128}}
+    with pytest.raises(ConfigError, match=r"made for 128 .*data\.too_long"):
+        train(recipe(tmp_path / "run", data=data, model=short))
+    cut = data | {"row_length": 128, "too_long": "truncate"}
+    train(recipe(tmp_path / "cut", data=cut, model=short, trainer__max_steps=1))
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):

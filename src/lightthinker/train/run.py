@@ -107,6 +107,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     check_disk(output, model, dtype=recipe.save.dtype, num_checkpoints=1 + saves)
     with arguments.main_process_first(local=True, desc="preparing data"):
         rows = _rows(recipe, Encoder(tokenizer, compression), arguments, resume=resume)
+    if isinstance(rows, PackedRows):
+        _check_positions(base_model(model, recipe).config, rows.num_positions)
     data_hash = rows_hash(rows)
     check_ranks_agree(data_hash)
     rows_per_step = (
@@ -262,6 +264,17 @@ def _rows(
         num_rows=arguments.max_steps * per_step,
         teacher=recipe.loss.distillation > 0,
     )
+
+
+def _check_positions(config: Any, needed: int) -> None:
+    """Refuse documents longer than what the checkpoint will be run with."""
+    known = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if known is not None and needed > known:
+        raise ConfigError(
+            f"The longest trace takes {needed} positions, and the model is made for {known} "
+            f"(max_position_embeddings). Set data.row_length to {known} and data.too_long to "
+            "truncate or drop, or model.max_position_embeddings to what it is to have from now on."
+        )
 
 
 def _install_loss(model: Any, recipe: Recipe, arguments: TrainingArguments, rows: Any) -> None:
