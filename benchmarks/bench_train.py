@@ -39,15 +39,13 @@ from harness import say_kernels
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from train_results import merge, print_rows, ratios, where
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.masking_utils import causal_mask_function
 
-from lightthinker.block_mask import as_block_mask, causal_blocks
 from lightthinker.compression import CompressionConfig
 from lightthinker.data.packing import Row, collate, pack, pack_row
 from lightthinker.encode import IGNORE_INDEX, Example
 from lightthinker.layout import Role
 from lightthinker.layout_builder import LayoutBuilder
-from lightthinker.masks import LifetimeBatch, lifetimes
+from lightthinker.masks import LifetimeBatch, SortedKeys, lifetimes
 from lightthinker.train.adapters import add_adapters
 from lightthinker.train.flops import ModelSize, peak_flops
 from lightthinker.train.loss import install, resolve_chunk
@@ -308,7 +306,7 @@ def block_mask_ms(expires: torch.Tensor) -> float:
     for _ in range(20):
         synchronise(expires.device)
         begin = time.perf_counter()
-        as_block_mask(*causal_blocks(expires), causal_mask_function, (expires.shape[1],) * 2)
+        SortedKeys.by_expiry(LifetimeBatch(expires))
         synchronise(expires.device)
         times.append(time.perf_counter() - begin)
     return round(1000 * sorted(times)[len(times) // 2], 3)

@@ -1,252 +1,261 @@
 """Compile every kernel for an H100 (sm_90) without a GPU and show what the PTX holds.
 
-One line per kernel: programs wanted at a time on a multiprocessor, shared memory, 16-byte
-asynchronous copies, tensor-core instructions, wide loads and stores, atomics that order memory, and
-whether it waits for earlier kernels (dependent launch) before it touches memory. The last line is
-JSON.
+Our launchers launch, given small CPU tensors; `lightthinker.testing.compiling` turns launches into
+compilations. One line per kernel: programs wanted at a time on a multiprocessor, and how many fit;
+registers of a thread and bytes of stack that they spill to, shared memory, 16-byte asynchronous
+copies, tensor-core instructions, wide loads and stores, atomics that order memory, and whether it
+waits for earlier kernels (dependent launch) before it touches memory. The last line is JSON; what
+does not compile is named there.
 
-    python scripts/compile_kernels.py
+    python scripts/compile_kernels.py [--only WORD]
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 os.environ.pop("TRITON_INTERPRET", None)
 
+import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-from lightthinker.attention.rows_metadata import TILE_ROWS
-from lightthinker.attention.triton import (
-    linear,
-    observe,
-    rows_kernel,
-    sample,
-    sampling_cut,
-    store_kv,
-    tiled_attention,
+from lightthinker.attention.triton.launch import rows_config
+from lightthinker.attention.triton.linear import gated_linear, gated_product, skinny_linear
+from lightthinker.attention.triton.linear_launch import LinearConfig, linear_config
+from lightthinker.attention.triton.observe import observe_rows
+from lightthinker.attention.triton.sample import sample
+from lightthinker.attention.triton.sampling_batch import SamplingBatch
+from lightthinker.attention.triton_backend import TritonBackend
+from lightthinker.kvcache.pool import LayerShape, PagePool
+from lightthinker.testing.attention import AttentionCase, attention_case
+from lightthinker.testing.compiling import (
+    NUM_MULTIPROCESSORS,
+    CompiledLaunch,
+    compiling_for_h100,
 )
-from lightthinker.attention.triton.launch import next_power_of_two, rows_config, tile_config
-from lightthinker.kvcache import triton_compact
 
-TARGET = GPUTarget("cuda", 90, 32)
-MULTIPROCESSORS = 132
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+PROMPT_ROWS = 40
+"""More than make a tile."""
 
 
 class Shape(NamedTuple):
-    """What the attention kernels are compiled for."""
+    """A layer's attention; `steps` are numbers of decoding sequences, 0 for a prompt beside one."""
 
     heads: int
     kv_heads: int
     dim: int
+    value_dim: int | None = None
     page_size: int = 16
-    window: int = 0
-    softcap: bool = False
-    dtype: str = "bf16"
+    window: int | None = None
+    softcap: float | None = None
+    dtype: torch.dtype = BF16
+    steps: tuple[int, ...] = (1,)
 
 
+# Small and large groups each with and without a window, storing (a step without a prompt) and not:
+# a name may be missing on one of these paths alone.
 SHAPES = {
-    "Qwen2.5-1.5B": Shape(12, 2, 128),
-    "Qwen2.5-7B": Shape(28, 4, 128),
-    "Qwen2.5-7B pages of 1": Shape(28, 4, 128, page_size=1),
-    "Llama-8B": Shape(32, 8, 128),
-    "Gemma2-9B": Shape(16, 8, 256, window=4096, softcap=True),
-    "Gemma2-9B fp32": Shape(16, 8, 256, window=4096, softcap=True, dtype="fp32"),
+    "Qwen2.5-1.5B": Shape(12, 2, 128, steps=(1, 0)),
+    "Qwen2.5-7B": Shape(28, 4, 128, steps=(128,)),
+    "Llama-8B": Shape(32, 8, 128, steps=(128,)),
+    "Gemma2-9B": Shape(16, 8, 256, window=4096, softcap=50.0, steps=(1, 0)),
+    "Gemma2-9B fp32": Shape(16, 8, 256, window=4096, softcap=50.0, dtype=FP32),
+    "groups of 1 fp16": Shape(4, 4, 64, dtype=FP16),
+    "heads of 80, pages of 48": Shape(4, 4, 80, page_size=48, window=100),
+    "groups of 6 fp32": Shape(6, 1, 64, page_size=32, dtype=FP32),
+    "groups of 16, pages of 1": Shape(16, 1, 128, page_size=1),
+    "groups of 16 fp32": Shape(16, 1, 64, dtype=FP32, window=100, steps=(1, 0)),
+    "groups of 24": Shape(24, 1, 128),
+    "groups of 24 fp16, heads of 96": Shape(24, 1, 96, dtype=FP16, steps=(0,)),
+    "values of 128": Shape(12, 2, 192, value_dim=128, dtype=FP16, steps=(0,)),
 }
-FLOATS = ("query", "key", "value", "key_pool", "value_pool", "out")
-
-POINTERS = {
-    **dict.fromkeys(("rows", "tiles", "page_table", "arrivals"), "*i32"),
-    **dict.fromkeys(("cut", "piece_id", "piece_count", "counts", "num_listed"), "*i32"),
-    **dict.fromkeys(("token_index_pool", "tensors", "moves", "group_start", "tokens"), "*i64"),
-    **dict.fromkeys(("partial_out", "partial_log2_sum", "logits", "piece_best"), "*fp32"),
-    **dict.fromkeys(("pieces", "piece_top", "piece_mass", "masses", "listed_logits"), "*fp32"),
-    **dict.fromkeys(("x", "weight", "bias"), "*bf16"),
-    **dict.fromkeys(("query_rows", "slots", "source_LHM", "target_M"), "*i64"),
-    "sums": "*fp32",
-    "visible": "*i1",
-    "counters": "*i32",
-    "seen": "*u8",
-    "valid": "*i1",
-}
-SCALARS = {"scale": "fp32", "softcap": "fp32", "factor": "fp32"}
 
 
-def compile_kernel(
-    kernel: Any, constants: dict[str, Any], warps: int, stages: int, **options: Any
-) -> Any:
-    """Compile as the launcher would: strides divisible by 16, element strides 1."""
-    names = kernel.arg_names
-    constants = {**constants, **{n: 1 for n in names if n.endswith("_stride_d")}}
-    signature = {
-        n: "constexpr" if n in constants else POINTERS.get(n) or SCALARS.get(n, "i32")
-        for n in names
-    }
-    multiples = {n for n in names if "_stride" in n} | {"N", "K"}
-    aligned = [n for n in names if signature[n].startswith("*") or n in multiples]
-    attributes = {
-        (names.index(n),): [["tt.divisibility", 16]] for n in aligned if n not in constants
-    }
-    return triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
-        target=TARGET,
-        options={"num_warps": warps, "num_stages": stages, **options},
-    )
+class Case(NamedTuple):
+    """Something that launches kernels; `programs` of `rows_kernel` are wanted at a time."""
+
+    name: str
+    launch: Callable[[], object]
+    programs: int = 1
 
 
-def report(name: str, compiled: Any, programs: int = 1) -> dict[str, Any]:
-    ptx = compiled.asm["ptx"]
+def attend(case: AttentionCase, shape: Shape) -> None:
+    """Forward one layer's step, as the engine does."""
+    backend = TritonBackend(case.pool)
+    backend.prepare(case.batch)
+    backend.attend(
+        0, case.query, case.key, case.value,
+        scaling=0.1, softcap=shape.softcap, window=shape.window,
+    )  # fmt: skip
+
+
+def attention_cases() -> Iterator[Case]:
+    for model, shape in SHAPES.items():
+        for batch in shape.steps:
+            sequences = [(3, 1)] * batch or [(PROMPT_ROWS, PROMPT_ROWS), (3, 1)]
+            case = attention_case(
+                sequences, num_heads=shape.heads, num_kv_heads=shape.kv_heads, key_dim=shape.dim,
+                value_dim=shape.value_dim, page_size=shape.page_size, dtype=shape.dtype,
+            )  # fmt: skip
+            size = max(shape.dim, shape.value_dim or 0), shape.dtype.itemsize
+            config = rows_config(*size, (batch or 1) * shape.kv_heads, NUM_MULTIPROCESSORS)
+            step = f"batch {batch}" if batch else "with a prompt"
+            launch = partial(attend, case, shape)
+            yield Case(f"{model} {step}", launch, config.num_programs)
+
+
+def linear_cases() -> Iterator[Case]:
+    """The engine's settings where it has any, and those that only a sweep tries."""
+    split = LinearConfig(block_k=64, splits=4, pdl=True, prefetched=128)
+    for rows, outputs, inputs, config in (
+        (16, 151_936, 1536, None),
+        (64, 151_936, 1536, None),
+        (16, 3584, 18_944, None),
+        (128, 1536, 1536, split),
+    ):
+        weight, x = torch.empty(outputs, inputs, dtype=BF16), torch.empty(rows, inputs, dtype=BF16)
+        config = config or linear_config(rows, outputs, inputs)
+        assert config is not None
+        bias = torch.empty(outputs, dtype=BF16) if outputs < 100_000 else None
+        name = f"{rows} rows of {outputs} x {inputs}"
+        yield Case(name, partial(skinny_linear, x, weight, bias, config))
+    for rows, outputs, inputs, activation, config in (
+        (16, 37_888, 3584, "silu", None),
+        (32, 17_920, 1536, "gelu_tanh", None),
+        (128, 17_920, 1536, "silu", None),
+        (16, 1536, 1504, "gelu", split),
+    ):
+        weight, x = torch.empty(outputs, inputs, dtype=BF16), torch.empty(rows, inputs, dtype=BF16)
+        config = config or linear_config(rows, outputs, inputs, gated=True)
+        assert config is not None
+        name = f"{rows} gated rows of {outputs} x {inputs}"
+        yield Case(name, partial(gated_linear, x, weight, None, activation, config))
+    yield Case("product", partial(gated_product, torch.empty(4, 4096, dtype=BF16), "silu"))
+
+
+def compaction_cases() -> Iterator[Case]:
+    for dtype, shape in (
+        (BF16, LayerShape(4, 128, 128)),
+        (FP32, LayerShape(1, 96, 40)),
+        (BF16, LayerShape(1, 81, 81)),
+    ):
+        pool = PagePool(
+            [shape] * 2, num_pages=4, page_size=16, dtype=dtype, device=torch.device("cpu"),
+            kernels=True,
+        )  # fmt: skip
+        pool.keep_scores()
+        name = f"{dtype}, heads of {shape.key_dim}".removeprefix("torch.")
+        yield Case(name, partial(pool.move, [5, 6], [1, 2], [1, 1]))
+        source = torch.tensor([5, 6]).expand(2, shape.num_kv_heads, 2)
+        yield Case(name, partial(pool.move_heads, source, torch.tensor([1, 2]), 1))
+
+
+def observation_cases() -> Iterator[Case]:
+    for heads, kv_heads, dim, dtype, grouping, softcap in (
+        (28, 4, 128, BF16, "sum", None),
+        (16, 2, 256, BF16, "mean", 50.0),
+        (24, 1, 80, FP32, "max_logit", None),
+    ):
+        query, keys = torch.empty(2, heads, dim), torch.empty(64, kv_heads, dim)
+        launch = partial(
+            observe_rows,
+            query.to(dtype), torch.zeros(2, dtype=torch.long),
+            torch.zeros(2, 33, dtype=torch.long), torch.ones(2, 33, dtype=torch.bool),
+            keys.to(dtype), torch.zeros(64, kv_heads),
+            grouping=grouping, scaling=0.1, softcap=softcap,
+        )  # fmt: skip
+        yield Case(f"{grouping}, heads of {dim}", launch)
+
+
+def sampling_cases() -> Iterator[Case]:
+    for vocab, dtype in ((152_064, FP32), (32_003, BF16)):
+        batch = SamplingBatch(max_rows=2, vocab_size=vocab, device=torch.device("cpu"))
+        results = torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.bool)
+        launch = partial(sample, torch.zeros(2, vocab, dtype=dtype), batch, *results)
+        yield Case(f"{dtype}, {vocab} ids".removeprefix("torch."), launch)
+
+
+def report(name: str, compiled: CompiledLaunch, programs: int) -> dict[str, Any]:
+    ptx, kernel = compiled.ptx, compiled.kernel.strip("_").removesuffix("_kernel")
+    registers, stack_bytes = compiled.registers_and_stack()
     access = re.search(r"(?:ld|st|atom)\.global", ptx)
     steps = [ptx.find("griddepcontrol.wait"), ptx.find("griddepcontrol.launch_dependents")]
     steps.append(access.start() if access else -1)
     return {
-        "kernel": name,
-        "programs": programs,
-        "shared_bytes": compiled.metadata.shared,
+        "kernel": kernel,
+        "case": name,
+        "programs": programs if kernel == "rows" else 1,
+        "fit": programs_that_fit(compiled.num_warps, registers, compiled.shared_bytes),
+        "registers": registers,
+        "stack_bytes": stack_bytes,
+        "shared_bytes": compiled.shared_bytes,
         "cp_async_16": ptx.count("cp.async.cg.shared.global"),
         "mma": ptx.count("mma.sync"),
         "wgmma": ptx.count("wgmma.mma_async"),
         "vector_loads": len(re.findall(r"ld\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
+        "vector_stores": len(re.findall(r"st\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
         "acquire_release": len(re.findall(r"atom\.global[.\w]*acq_rel", ptx)),
         "waits_first": int(-1 not in steps and steps == sorted(steps)),
-        "vector_stores": len(re.findall(r"st\.global[.\w:]*\.v[248]\.b(?:32|64)", ptx)),
     }
 
 
-def attention_kernels(model: str, shape: Shape) -> Iterator[dict[str, Any]]:
-    POINTERS.update(dict.fromkeys(FLOATS, f"*{shape.dtype}"))
-    itemsize, dim = (4 if shape.dtype == "fp32" else 2), shape.dim
-    dims = dict.fromkeys(("KEY_DIM", "BLOCK_DK", "VALUE_DIM", "BLOCK_DV"), dim)
-    attention = {
-        **dims,
-        "GROUP": shape.heads // shape.kv_heads,
-        "PAGE_SIZE": shape.page_size,
-        "WINDOW": shape.window,
-        "HAS_SOFTCAP": shape.softcap,
-    }
-    for batch in (1, 128):
-        rows = rows_config(dim, itemsize, batch * shape.kv_heads, MULTIPROCESSORS)
-        by_page = rows.looks_up_pages(shape.page_size)
-        constants = {
-            **attention,
-            "NUM_KV_HEADS": shape.kv_heads,
-            "BLOCK_G": 16,
-            "BLOCK_N": rows.block_n,
-            "BY_PAGE": by_page,
-            "AHEAD": rows.looks_ahead,
-            "ALIGNMENT": min(shape.page_size, rows.block_n) if by_page else 1,
-            "STORE": True,
-            "COMBINE_G": next_power_of_two(shape.heads // shape.kv_heads),
-            "PDL": True,
-        }
-        compiled = compile_kernel(
-            rows_kernel.rows_kernel,
-            constants,
-            rows.num_warps,
-            rows.num_stages,
-            maxnreg=rows.max_registers,
-        )
-        yield report(f"rows {model} batch {batch}", compiled, rows.num_programs)
-    config = tile_config(dim, itemsize)
-    tiled = {
-        **attention,
-        "NUM_HEADS": shape.heads,
-        "BLOCK_M": TILE_ROWS,
-        "BLOCK_N": config.block_n,
-    }
-    compiled = compile_kernel(
-        tiled_attention._tile_kernel, tiled, config.num_warps, config.num_stages
-    )
-    yield report(f"tiles {model}", compiled)
-    store = {**dims, "NUM_HEADS": shape.kv_heads, "BLOCK_H": shape.kv_heads, "PDL": True}
-    compiled = compile_kernel(store_kv._store_kv_kernel, store, 4, 3)
-    yield report(f"store_kv {model}", compiled)
+def programs_that_fit(num_warps: int, registers: int, shared_bytes: int) -> int:
+    """Return how many programs a multiprocessor has registers and shared memory for.
+
+    It has 65,536 registers, given to warps 256 at a time, and 228 KB of shared memory, of which
+    each program takes one more than it asks for (CUDA C++ Programming Guide; occupancy calculator).
+    """
+    of_program = num_warps * 32 * -(-registers // 8) * 8
+    return min(65_536 // of_program, 228 * 1024 // (shared_bytes + 1024))
 
 
-def linear_kernels() -> Iterator[dict[str, Any]]:
-    POINTERS["out"] = "*bf16"
-    for num_rows, gated, splits in itertools.product((16, 128), (False, True), (1, 4)):
-        constants = {
-            "BLOCK_T": num_rows,
-            "BLOCK_N": 64,
-            "BLOCK_K": 64,
-            "EVEN_K": True,
-            "SPLITS": splits,
-            "GATED": gated,
-            "HAS_BIAS": not gated,
-            "ACTIVATION": "silu" if gated else None,
-            "PDL": True,
-            "PREFETCHED": 128,
-        }
-        compiled = compile_kernel(linear._linear_kernel, constants, 4, 4)
-        name = "gated linear" if gated else "linear"
-        yield report(f"{name} of {num_rows} rows, {splits} pieces", compiled)
+def compile_all(only: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return what the cases' kernels hold, each once, and the errors of those that do not compile.
 
-
-def other_kernels() -> Iterator[dict[str, Any]]:
-    for word, aligned in ((16, 8), (32, 4), (16, 1)):
-        POINTERS["words"] = f"*i{word}"
-        constants = {
-            "ALIGNED_WORDS": aligned,
-            "BLOCK_M": triton_compact.BLOCK_MOVES,
-            "BLOCK_W": triton_compact.BLOCK_WORDS,
-        }
-        compiled = compile_kernel(triton_compact._compact_kernel, constants, 4, 1)
-        yield report(f"compact {word}-bit words, {aligned} aligned", compiled)
-    constants = {
-        "NUM_LAYERS": 28, "ALIGNED_WORDS": 8, "BLOCK_M": triton_compact.BLOCK_MOVES, "BLOCK_W": 128,
-    }  # fmt: skip
-    POINTERS["words"] = "*i16"
-    compiled = compile_kernel(triton_compact._compact_heads_kernel, constants, 4, 1)
-    yield report("compact heads", compiled)
-    for dim, group in ((128, 7), (256, 8)):
-        POINTERS.update(query="*bf16", key_pool="*bf16")
-        constants = {
-            "NUM_HEADS": 4, "GROUP": group, "BLOCK_G": 16, "DIM": dim, "BLOCK_D": dim,
-            "BLOCK_N": observe.block_keys(dim), "MAX_LOGIT": False, "HAS_SOFTCAP": False,
-        }  # fmt: skip
-        compiled = compile_kernel(observe._observe_kernel, constants, 4, 3)
-        yield report(f"observe, heads of {dim}", compiled)
-    POINTERS["words"] = "*i32"
-    vocabulary = {"VOCAB": 152_064}
-    pieces = {**vocabulary, "NUM_PIECES": 38}
-    binned = {**pieces, "BLOCK_PIECES": 64, "BINS": sampling_cut.NUM_BINS}
-    listed = {**binned, "CAPACITY": sampling_cut.LIST_CAPACITY}
-    search = {**listed, "BLOCK": sampling_cut.SEARCH_BLOCK, "PIVOTS": sampling_cut.NUM_PIVOTS}
-    binned["CHUNK"] = sampling_cut.BINNED_TOGETHER
-    for name, kernel, constants, warps in (
-        ("forbid", sample._forbid_kernel, {"F": 32, "BLOCK": 32}, 1),
-        ("top", sampling_cut._top_kernel, pieces, 4),
-        ("bins", sampling_cut._bins_kernel, binned, 4),
-        ("list", sampling_cut._list_kernel, listed, 8),
-        ("cut", sampling_cut._cut_kernel, search, 16),
-        ("draw", sample._draw_kernel, pieces, 4),
-        ("pick", sample._pick_kernel, {**pieces, "BLOCK": 64}, 1),
-    ):
-        options = sampling_cut.UNFUSED if kernel.__module__ == sampling_cut.__name__ else {}
-        compiled = compile_kernel(kernel, constants, warps, 3, **options)
-        yield report(f"sample: {name}", compiled)
+    Args:
+        only: Part of the names of the cases wanted.
+    """
+    makers = (attention_cases, linear_cases, compaction_cases, observation_cases, sampling_cases)
+    rows: list[dict[str, Any]] = []
+    errors: dict[str, str] = {}
+    known: set[bytes] = set()
+    for case in (case for make in makers for case in make() if only in case.name):
+        start = sum(os.times()[:4])
+        with compiling_for_h100() as launches:
+            try:
+                case.launch()
+            except Exception as error:  # The compiler's own errors have no common class.
+                errors[case.name] = f"{type(error).__name__}: {error}"
+        new = {c.cubin: c for c in launches if c.cubin not in known}
+        rows += [report(case.name, c, case.programs) for c in new.values()]
+        known |= new.keys()
+        print(f"{sum(os.times()[:4]) - start:6.1f} s  {case.name}", file=sys.stderr, flush=True)
+    return rows, errors
 
 
 def main() -> None:
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    results = [r for model, shape in SHAPES.items() for r in attention_kernels(model, shape)]
-    results += [*linear_kernels(), *other_kernels()]
-    columns = list(results[0])
-    print(f"{columns[0]:38s}" + "".join(f"{c:>16s}" for c in columns[1:]))
-    for row in results:
-        print(f"{row['kernel']:38s}" + "".join(f"{row[c]:16d}" for c in columns[1:]))
-    print(json.dumps({"triton": triton.__version__, "target": "sm_90", "kernels": results}))
+    )
+    parser.add_argument("--only", default="", help="part of the names of the cases to compile")
+    rows, errors = compile_all(parser.parse_args().only)
+    if rows:
+        columns = list(rows[0])
+        print("  ".join(f"{c:>{35 if c == 'case' else 13}s}" for c in columns))
+        for row in rows:
+            print("  ".join(f"{row[c]!s:>{35 if c == 'case' else 13}s}" for c in columns))
+    for name, error in errors.items():
+        print(f"{name}: {error}")
+    result = {"triton": triton.__version__, "target": "sm_90", "kernels": rows, "errors": errors}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
-from lightthinker.block_mask import as_block_mask, causal_blocks, strip_blocks
+from lightthinker.block_mask import as_block_mask, expiry_order, sorted_blocks, strip_blocks
 from lightthinker.data.packing import pack_row
 from lightthinker.encode import Example
 from lightthinker.layout import LayoutRules, Role
 from lightthinker.layout_builder import LayoutBuilder
-from lightthinker.masks import LifetimeBatch
+from lightthinker.masks import LifetimeBatch, SortedKeys
 
 TENSORS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
            "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices")  # fmt: skip
@@ -50,16 +50,31 @@ def lifetime_batch(rules, row_length, seed, num_rows=2):
     )
 
 
+def torch_s_own(expires):
+    """The mask over sorted keys as torch makes it, from the dense one."""
+    order, (num_rows, length) = expiry_order(expires), expires.shape
+    plain = LifetimeBatch(expires).combine(causal_mask_function)
+
+    def mask(b, h, q, k):
+        return plain(b, h, q, order[b, k])
+
+    return create_block_mask(mask, num_rows, None, length, length, device="cpu")
+
+
 @pytest.mark.parametrize("row_length", [1536, 1700])
 @pytest.mark.parametrize("retain", [0, 2])
 def test_blocks_of_lifetimes_are_torch_s_own(row_length, retain):
     batch = lifetime_batch(LayoutRules(num_gists=3, retain_thoughts=retain), row_length, seed=1)
-    plain = LifetimeBatch(batch.expires).combine(causal_mask_function)
-    expected = create_block_mask(plain, 2, None, row_length, row_length, device="cpu")
-    ours = as_block_mask(*causal_blocks(batch.expires), plain, (row_length, row_length))
+    ours, order, place = SortedKeys.by_expiry(LifetimeBatch(batch.expires))
     assert int(ours.full_kv_num_blocks.sum()) > 0
+    expected = torch_s_own(batch.expires)
     for name in TENSORS:
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), msg=name)
+    row, query, key = torch.meshgrid(*map(torch.arange, (2, row_length, row_length)), indexing="ij")
+    seen = ours.mask_mod(row, 0, query, place[row, key])
+    plain = LifetimeBatch(batch.expires).combine(causal_mask_function)
+    assert torch.equal(seen, plain(row, 0, query, key))
+    assert torch.equal(order.gather(1, place), torch.arange(row_length).expand(2, -1))
 
 
 @pytest.mark.parametrize("at", [128, 129, 255, 256, 257])
@@ -67,11 +82,27 @@ def test_blocks_at_the_edge_of_a_block(at):
     """One key that expires just before, at or after the last query of a block."""
     expires = torch.full((1, 384), 384, dtype=torch.int32)
     expires[0, 7] = at
-    mask = LifetimeBatch(expires).combine(causal_mask_function)
-    expected = create_block_mask(mask, 1, None, 384, 384, device="cpu")
-    ours = as_block_mask(*causal_blocks(expires), mask, (384, 384))
+    ours, expected = SortedKeys.by_expiry(LifetimeBatch(expires)).blocks, torch_s_own(expires)
     for name in TENSORS:
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), msg=name)
+
+
+def test_sorted_by_expiry_fewer_blocks_are_visited():
+    """What compression forgets is not visited either, though gists lie between."""
+    builder = LayoutBuilder(LayoutRules(num_gists=9))
+    builder.prompt(150)
+    while len(builder) < 4000:
+        builder.sampled(64)
+        builder.compress()
+    builder.sampled(4096 - len(builder), role=Role.ANSWER)
+    expires = torch.from_numpy(builder.build().expires)[None]
+    partial, full = sorted_blocks(expires, expiry_order(expires))
+    in_order = strip_blocks(
+        LifetimeBatch(expires).combine(causal_mask_function), 1, 4096, 4096, "cpu"
+    )
+    visited, before = int((partial | full).sum()), int((in_order[0] | in_order[1]).sum())
+    assert visited < 0.45 * before, (visited, before)
+    assert int(full.sum()) > int(in_order[1].sum())
 
 
 @pytest.mark.parametrize("window", [None, 200])
@@ -100,7 +131,7 @@ def test_the_dense_mask_is_never_made():
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
-        partial, full = causal_blocks(expires)
+        partial, full = sorted_blocks(expires, expiry_order(expires))
     allocated = max(event.cpu_memory_usage for event in profile.key_averages())
     assert int((partial | full).sum()) < 4 * (length // 128) + 512 * 512
     assert allocated < 64 * 2**20
@@ -114,12 +145,15 @@ def test_changing_batches_do_not_recompile():
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
             expires = lifetime_batch(LayoutRules(num_gists=3), 1536, seed, num_rows=1).expires
-            mask = LifetimeBatch(expires).combine(causal_mask_function)
-            block_mask = as_block_mask(*causal_blocks(expires), mask, (1536, 1536))
-            compiled(heads, heads, heads, block_mask=block_mask)
+            compiled(
+                heads, heads, heads, block_mask=SortedKeys.by_expiry(LifetimeBatch(expires)).blocks
+            )
         shorter, expires = heads[:, :, :256], expires[:, :256]
-        mask = LifetimeBatch(expires).combine(causal_mask_function)
-        block_mask = as_block_mask(*causal_blocks(expires), mask, (256, 256))
         with pytest.raises(Exception, match="Recompil"):
-            compiled(shorter, shorter, shorter, block_mask=block_mask)
+            compiled(
+                shorter,
+                shorter,
+                shorter,
+                block_mask=SortedKeys.by_expiry(LifetimeBatch(expires)).blocks,
+            )
     torch.compiler.reset()

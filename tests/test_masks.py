@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from lightthinker import masks
 from lightthinker.data.packing import collate, pack, pack_row
 from lightthinker.encode import IGNORE_INDEX, Example
 from lightthinker.layout import LayoutRules, Role
@@ -67,7 +69,8 @@ def packed_logits(model, row):
 def test_packed_documents_equal_each_document_alone(family, implementation, rules, shapes, seed):
     rng = np.random.default_rng(seed)
     examples = [example_of(rules, shape, rng) for shape in shapes]
-    row = pack_row(examples, 128, pad_id=0, variants=True)
+    variants = not all(example.layout.is_plain for example in examples)
+    row = pack_row(examples, 128, pad_id=0, variants=variants)
     model = tiny_model(family)
     model.set_attn_implementation(implementation)
     logits = packed_logits(model, row)
@@ -95,6 +98,54 @@ def test_sdpa_and_flex_losses_agree():
             torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORE_INDEX)
         )
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
+
+
+def dense_flex(query, key, value, *, score_mod, block_mask, scale, enable_gqa):
+    """FlexAttention with a backward pass on a CPU: the dense mask of its mask function."""
+    row, place = torch.arange(query.shape[0]), torch.arange(key.shape[2])
+    mask = block_mask.mask_mod(row[:, None, None, None], 0, place[:, None], place)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_keys_sorted_in_compiled_layers_give_the_gradients_of_dense_attention(
+    checkpointing, monkeypatch
+):
+    """One program for all batches, whatever their order of keys."""
+    monkeypatch.setattr(masks, "flex_attention", dense_flex)
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    losses, gradients = [], []
+    for implementation in ("lt_sdpa", "lt_flex"):
+        model = tiny_model("qwen2").train()
+        model.set_attn_implementation(implementation)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if implementation == "lt_flex":
+            for layer in model.model.layers:
+                layer.compile(dynamic=False, fullgraph=True, backend=counter)
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            lengths = rng.integers(3, 30, (2, 6)).tolist()
+            examples = [example_of(LayoutRules(num_gists=2), shape, rng) for shape in lengths]
+            batch = collate([pack_row(examples, 384, pad_id=0, variants=False)])
+            with lifetimes(LifetimeBatch(batch["expires"])):
+                out = model(
+                    batch["input_ids"],
+                    position_ids=batch["position_ids"],
+                    attention_mask=batch["attention_mask"],
+                    labels=batch["labels"],
+                    use_cache=False,
+                )
+            out.loss.backward()
+            losses.append(out.loss.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(losses[3:], losses[:3], rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert counter.frame_count == 1
 
 
 def test_without_lifetimes_they_are_plain_causal_masks():

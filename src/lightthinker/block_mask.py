@@ -1,8 +1,13 @@
 """Which 128 x 128 blocks of a mask FlexAttention visits, found without the dense mask.
 
-Exactly the blocks that torch's `create_block_mask` finds, in the same order, so kernels add in the
-same order; but memory grows with S, not with S * S. Under plain lifetimes and a plain causal model
-mask the earliest and latest expiry of each block of keys decide. Any other mask is looked at in
+Under plain lifetimes keys are sorted by when they expire. Gists, which live long, lie among the
+thoughts' tokens, which do not: in the order of the text nearly every block of keys holds a gist or
+two, and a later query visits it for their sake. Sorted, a thought's tokens are together, and so is
+all that outlives them: half to a quarter of the blocks are left. Attention does not mind the order
+of keys; the mask compares original places.
+
+The blocks are exactly those that torch's `create_block_mask` finds, in the same order, so kernels
+add in the same order; but memory grows with (S / 128) squared. Any other mask is looked at in
 strips of 128 queries. Shape legend: B rows, S tokens, N blocks in a row. Knows no models.
 """
 
@@ -20,22 +25,45 @@ BLOCK = 128
 MaskFunction = Callable[..., Any]
 
 
-def causal_blocks(expires_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the partial and the full blocks [B, N, N] of `k <= q < expires[k]`.
+def expiry_order(expires_BS: torch.Tensor) -> torch.Tensor:
+    """Return the order in which keys expire, int64 [B, S]; those that expire together keep theirs.
+
+    Padding and documents of one row stay apart: a document's keys expire no later than it ends.
+    """
+    return torch.argsort(expires_BS, dim=1, stable=True)
+
+
+def sorted_blocks(
+    expires_BS: torch.Tensor, order_BS: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the partial and the full blocks [B, N, N] of `k <= q < expires[k]`, keys sorted.
 
     Args:
         expires_BS: First query that no longer sees a key; every key sees itself.
+        order_BS: `expiry_order`: the key that stands at each place.
     """
     num_rows, length = expires_BS.shape
-    num_blocks = -(-length // BLOCK)
-    padded = torch.nn.functional.pad(expires_BS, (0, num_blocks * BLOCK - length))
-    by_block = padded.view(num_rows, num_blocks, BLOCK)
-    start = torch.arange(num_blocks, device=expires_BS.device) * BLOCK
-    query, key = start[:, None], start[None, :]
-    earlier = key < query
-    some = (earlier & (by_block.amax(-1)[:, None, :] > query)) | (key == query)
-    last_query = query + BLOCK - 1
-    full = earlier & (by_block.amin(-1)[:, None, :] > last_query) & (last_query < length)
+    num_blocks, never = -(-length // BLOCK), 2**62  # `pad` takes a float; this is one.
+
+    def by_block(values_BS: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(values_BS, (0, num_blocks * BLOCK - length), value=never)
+        return padded.view(num_rows, num_blocks, BLOCK)
+
+    key, expires = by_block(order_BS), by_block(expires_BS.long().gather(1, order_BS))
+    first = torch.arange(num_blocks, device=expires_BS.device) * BLOCK
+    last = first + BLOCK - 1
+    # Of a block's keys those that still live at a block of queries are its last ones; the earliest
+    # of them decides whether any query sees one.
+    earliest = torch.nn.functional.pad(key.flip(-1).cummin(-1).values.flip(-1), (0, 1), value=never)
+    dead = torch.searchsorted(
+        expires, first.expand(num_rows, num_blocks, -1).contiguous(), right=True
+    )
+    some = earliest.gather(-1, dead).transpose(1, 2) <= last[:, None]
+    full = (
+        (key.amax(-1)[:, None, :] <= first[:, None])
+        & (expires[:, None, :, 0] > last[:, None])
+        & (last < length)[:, None]
+    )
     return some & ~full, full
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -31,7 +31,12 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_utils import AttentionInterface
 
-from lightthinker.block_mask import as_block_mask, causal_blocks, strip_blocks
+from lightthinker.block_mask import (
+    as_block_mask,
+    expiry_order,
+    sorted_blocks,
+    strip_blocks,
+)
 from lightthinker.layout import TokenLayout, sees
 
 MaskFunction = Callable[..., Any]
@@ -107,17 +112,76 @@ def lt_sdpa_mask(*args: Any, mask_function: MaskFunction, **kwargs: Any) -> torc
     return mask
 
 
-def lt_flex_mask(*args: Any, mask_function: MaskFunction, **kwargs: Any) -> BlockMask:
-    """BlockMask built from the lifetimes; the dense mask never exists."""
+class SortedKeys(NamedTuple):
+    """A mask over keys in another order; see `block_mask`.
+
+    Attributes:
+        blocks: The mask.
+        order: Key that stands at each place, int64 [B, S].
+        place: Where each key stands, int64 [B, S].
+    """
+
+    blocks: BlockMask
+    order: torch.Tensor
+    place: torch.Tensor
+
+    @classmethod
+    def by_expiry(cls, batch: LifetimeBatch) -> SortedKeys:
+        """Return the lifetimes' mask under a model that is plainly causal."""
+        expires = batch.expires
+        order, (num_rows, length) = expiry_order(expires), expires.shape
+        if batch.first is None:
+            until = expires.gather(1, order)
+
+            def mask(b: Any, h: Any, q: Any, place: Any) -> Any:
+                return (order[b, place] <= q) & (q < until[b, place])
+
+            blocks = sorted_blocks(expires, order)
+        else:
+            combined = batch.combine(causal_mask_function)
+
+            def mask(b: Any, h: Any, q: Any, place: Any) -> Any:
+                return combined(b, h, q, order[b, place])
+
+            blocks = strip_blocks(mask, num_rows, length, length, expires.device)
+        block_mask = as_block_mask(*blocks, mask, (length, length))
+        return cls(block_mask, order, torch.argsort(order, dim=1))
+
+
+class _InOrder(torch.autograd.Function):
+    """Another order of tokens, in both directions.
+
+    The gradient goes back by the inverse order, which, other than adding at indices, is exact and
+    the same every time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, order: torch.Tensor, place: torch.Tensor) -> Any:
+        ctx.save_for_backward(place)
+        return torch.take_along_dim(x, order[:, None, :, None], dim=2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        (place,) = ctx.saved_tensors
+        return torch.take_along_dim(gradients[0], place[:, None, :, None], dim=2), None, None
+
+
+def in_order(x: torch.Tensor, order: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Return [B, H, S, D] with its tokens in another order, which `place` undoes."""
+    out: torch.Tensor = _InOrder.apply(x, order, place)  # type: ignore[no-untyped-call]
+    return out
+
+
+def lt_flex_mask(*args: Any, mask_function: MaskFunction, **kwargs: Any) -> BlockMask | SortedKeys:
+    """Block mask built from the lifetimes; the dense mask never exists."""
     batch = _current.get()
     lengths = kwargs["q_length"], kwargs["kv_length"]
     has_offset = bool(kwargs.get("q_offset") or kwargs.get("kv_offset"))
     if batch is not None:
-        combined = batch.combine(mask_function)
-        is_plain = batch.first is None and mask_function is causal_mask_function
-        if is_plain and not has_offset and lengths[0] == lengths[1]:
-            return as_block_mask(*causal_blocks(batch.expires), combined, lengths)
-        mask_function = combined
+        is_causal = mask_function is causal_mask_function
+        if is_causal and not has_offset and lengths[0] == lengths[1]:
+            return SortedKeys.by_expiry(batch)
+        mask_function = batch.combine(mask_function)
     elif (padding := kwargs.get("attention_mask")) is not None:
         inner = mask_function
         mask_function = lambda b, h, q, k: inner(b, h, q, k) & padding[b, k]  # noqa: E731
@@ -201,7 +265,7 @@ def lt_flex(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: BlockMask | None,
+    attention_mask: BlockMask | SortedKeys | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -215,6 +279,9 @@ def lt_flex(
         )
     # Under autocast RoPE leaves queries and keys in float32; flex wants one dtype.
     query, key = query.to(value.dtype), key.to(value.dtype)
+    if isinstance(attention_mask, SortedKeys):
+        attention_mask, order, place = attention_mask
+        key, value = in_order(key, order, place), in_order(value, order, place)
     score_mod = None
     if softcap is not None:
         score_mod = lambda score, b, h, q, k: softcap * torch.tanh(score / softcap)  # noqa: E731
