@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lightthinker.compression import CompressionConfig
 from lightthinker.errors import CheckpointError, ConfigError
 from lightthinker.testing.models import byte_tokenizer, tiny_checkpoint, tiny_model
-from lightthinker.tokens import add_tokens, gist_description
+from lightthinker.tokens import add_tokens, gist_description, resolve_tokens
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,31 @@ def test_checkpoint_without_our_settings(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(CheckpointError, match="was not trained with LightThinker"):
         CompressionConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"trigger_token": "<|gist_1|>"}, "trigger_token .*gist_tokens"),
+        ({"continue_token": "<|trigger|>"}, "continue_token .*trigger_token"),
+        ({"recover_token": "<|continue|>"}, "recover_token .*continue_token"),
+        ({"trigger_token": ""}, "trigger_token is empty"),
+    ],
+)
+def test_a_token_has_one_role(settings, named):
+    with pytest.raises(ConfigError, match=named):
+        CompressionConfig(num_gists=2, **settings)
+
+
+def test_tokens_that_a_method_does_not_have_may_have_any_name():
+    CompressionConfig(method="anllm", num_gists=1, trigger_token="<|gist_1|>")
+    CompressionConfig(method="token", trigger_token="<|continue|>")
+    CompressionConfig(method="full", trigger_token="<|continue|>")
+
+
+def test_the_token_that_ends_a_text_cannot_compress():
+    tokenizer = byte_tokenizer()
+    config = CompressionConfig(num_gists=1, trigger_token=tokenizer.eos_token)
+    tokenizer.add_tokens(list(config.special_tokens), special_tokens=True)
+    with pytest.raises(CheckpointError, match="eos token"):
+        resolve_tokens(tokenizer, config)

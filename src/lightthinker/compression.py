@@ -79,6 +79,26 @@ class CompressionConfig(LayoutRules):
                 f"{self.num_gists}; "
                 "a checkpoint can only be used with the number of gists it was trained with."
             )
+        self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        """Refuse one token in two roles: it would compress at every gist, or never."""
+        if self.method == "full":
+            return
+        named = [("gist_tokens", token) for token in dict.fromkeys(self.gist_tokens)]
+        named += [("trigger_token", self.trigger_token)] if self.has_trigger else []
+        named += [("continue_token", self.continue_token)] if self.has_continue else []
+        named += [("recover_token", self.recover_token)] if self.recover_token else []
+        roles: dict[str, str] = {}
+        for role, token in named:
+            if not token:
+                raise ConfigError(f"compression.{role} is empty; give the token a name.")
+            if token in roles:
+                raise ConfigError(
+                    f"compression.{role} is {token!r}, which compression.{roles[token]} has "
+                    "already; each needs a token of its own."
+                )
+            roles[token] = role
 
     @property
     def special_tokens(self) -> tuple[str, ...]:

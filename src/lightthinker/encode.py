@@ -57,8 +57,9 @@ def render_prompt(
     """
     if not tokenizer.chat_template:
         raise CheckpointError(
-            "The tokenizer has no chat template. Set tokenizer.chat_template, or pass plain "
-            "prompts instead of messages."
+            "The tokenizer has no chat template. Give it one (in a recipe model.chat_template, in "
+            "Python tokenizer.chat_template), or pass plain prompts instead of messages "
+            "(`generate --raw`)."
         )
     text: str = tokenizer.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=True, **(template_kwargs or {})

@@ -29,7 +29,7 @@ def resolve_tokens(tokenizer: Any, config: CompressionConfig) -> CompressionConf
     """Return the config with the ids of its tokens as this tokenizer has them.
 
     Raises:
-        CheckpointError: The tokenizer lacks one of the tokens.
+        CheckpointError: The tokenizer lacks one of the tokens, or ends texts with it.
     """
     if config.method == "full":
         return config
@@ -40,6 +40,11 @@ def resolve_tokens(tokenizer: Any, config: CompressionConfig) -> CompressionConf
             f"The tokenizer has no token {', '.join(missing)}. Add them with "
             "lightthinker.tokens.add_tokens, or check that compression.num_gists "
             "matches the checkpoint."
+        )
+    if tokenizer.eos_token in config.special_tokens:
+        raise CheckpointError(
+            f"{tokenizer.eos_token} is the tokenizer's eos token and one of the compression "
+            "tokens, too: an answer could not end. Give compression a token of its own."
         )
     return dataclasses.replace(
         config,

@@ -79,7 +79,9 @@ def test_eval_prints_and_writes_everything_asked_for(
     assert list(results["by_family"]) == ["programs", "multiplication"]
     assert results["command"].startswith("lightthinker eval ")
     assert results["methods"]["full_cot"]["num_truncated"] == 4
-    assert (tmp_path / "results.html").is_file()
+    cut_off = "Cut off where tokens ran out (max_tokens): full CoT 4 of 4; LightThinker 4 of 4."
+    assert cut_off in " ".join(out.split())
+    assert cut_off in (tmp_path / "results.html").read_text(encoding="utf-8")
     assert len((tmp_path / "results.samples.jsonl").read_text().splitlines()) == 8
 
     with pytest.raises(SystemExit) as ended:
@@ -87,6 +89,15 @@ def test_eval_prints_and_writes_everything_asked_for(
     assert ended.value.code == 2
     assert "results.json exists" in capsys.readouterr().err
     main([*arguments, "--overwrite"])
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightthinker.evals.evaluate.run_methods", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--overwrite"])
+    assert ended.value.code == 130
+    assert "results.parts: the same command goes on" in capsys.readouterr().err
 
     main(["report", str(output), "--output", str(tmp_path / "again.html")])
     assert (tmp_path / "again.html").read_bytes() == (tmp_path / "results.html").read_bytes()

@@ -161,7 +161,7 @@ def test_conversations_that_yield_no_trace(
 
 @pytest.mark.parametrize("question", ["question", "prompt", "problem", "instruction"])
 @pytest.mark.parametrize("reasoning", ["reasoning", "thinking", "cot", "rationale", "solution"])
-@pytest.mark.parametrize("answer", ["answer", "final_answer", "response", "output"])
+@pytest.mark.parametrize("answer", ["answer", "final_answer", "response", "output", "completion"])
 def test_columns_by_their_common_names(
     tmp_path: Path, question: str, reasoning: str, answer: str
 ) -> None:
@@ -187,6 +187,16 @@ def test_columns_with_tags_inside(tmp_path: Path) -> None:
     assert (trace.question, trace.reasoning, trace.answer) == ("Add.\n\n2+2", "Two pairs.", "4")
     whole = read_one(tmp_path, {"problem": "2+2?", "cot": "<think> Two pairs.\n</think> 4"})
     assert (whole.reasoning, whole.answer) == ("Two pairs.", "4")
+
+
+def test_a_first_row_without_reasoning_does_not_hide_the_format(tmp_path: Path) -> None:
+    bare = {"prompt": "2+2?", "completion": "4"}
+    row = {"prompt": "2+2?", "completion": "<think>Two pairs.</think>4"}
+    reader = read_traces(write_lines(tmp_path, bare, row))
+    assert [trace.reasoning for trace in reader] == ["Two pairs."]
+    drops = reader.report.drops[DropReason.NO_REASONING]
+    assert (drops.count, drops.lines) == (1, [1])
+    assert "<think> tags" in drops.detail
 
 
 def test_columns_named_by_the_user(tmp_path: Path) -> None:
@@ -330,7 +340,9 @@ def test_a_bad_line_costs_one_line(tmp_path: Path, line: bytes, reason: DropReas
     path.write_bytes(b"\n".join([line, good, line, good]))
     reader = read_traces(path)
     assert [trace.source for trace in reader] == ["rows.jsonl:2", "rows.jsonl:4"]
-    assert reader.report.to_dict() == {
+    report = reader.report.to_dict()
+    assert report["drops"][str(reason)].pop("detail")
+    assert report == {
         "source": "rows.jsonl",
         "format": "columns",
         "num_read": 4,

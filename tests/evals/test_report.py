@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -200,6 +201,22 @@ def test_write_report_finds_results_and_samples(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exists"):
         write_report(path)
     assert write_report(path, tmp_path / "other.html").is_file()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_files_of_different_problems_are_not_compared(tmp_path: Path, *, keep: bool) -> None:
+    paths = [tmp_path / "all.json", tmp_path / "fewer.json", tmp_path / "same.json"]
+    few = {record.problem_id for record in records()[:1]}
+    for path in paths:
+        kept = [r for r in records() if path.stem != "fewer" or r.problem_id in few]
+        model = {"name": path.stem}
+        run_info = dataclasses.replace(info(), model=model)
+        write_results(EvalResults.from_records(kept, run_info), path)
+        if keep:
+            write_samples(kept, samples_path(path))
+    assert write_report([paths[0], paths[2]], tmp_path / "both.html").is_file()
+    with pytest.raises(DataError, match=r"fewer\.json \(1 of .*not of the same problems"):
+        write_report(paths[:2], tmp_path / "mixed.html")
 
 
 def test_write_report_says_what_is_missing(tmp_path: Path) -> None:

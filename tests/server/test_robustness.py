@@ -12,8 +12,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 
 from lightthinker import LLM
+from lightthinker.engine.async_llm import Progress
+from lightthinker.server.metrics import Metrics
 from lightthinker.server.settings import ServerSettings
 from lightthinker.testing.serving import chat_body, running_server
 
@@ -222,6 +225,19 @@ def test_streams_that_take_turns_say_the_same_in_fewer_chunks(checkpoint):
     assert folded == list(range(whole["usage"]["lightthinker"]["thoughts"]))
     # The role, the first token, then the rest at once: one chunk for each thought and an end.
     assert len(chunks) <= len(folded) + 4 < whole["usage"]["completion_tokens"] / 2
+
+
+def test_an_aborted_requests_tokens_are_counted_once():
+    metrics = Metrics("m")
+    running = Progress(
+        request_id="a", num_prompt_tokens=7, arrived=0.0, scheduled=0.0, num_sampled=0, output=None
+    )
+    for num_sampled in (0, 1, 1, 3):
+        metrics.observe([running._replace(num_sampled=num_sampled)])
+    metrics.observe([])  # Its client has left.
+    text = generate_latest(metrics.registry).decode()
+    assert 'vllm:prompt_tokens_total{model_name="m"} 7.0' in text
+    assert 'vllm:generation_tokens_total{model_name="m"} 3.0' in text
 
 
 def test_metrics_count_what_was_done(checkpoint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -22,7 +23,7 @@ from lightthinker.tokens import resolve_tokens
 from lightthinker.train.card import write_card
 from lightthinker.train.checkpoint import load_model, load_tokenizer, plan_config
 from lightthinker.train.datasets import TaskRows
-from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
+from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, fingerprint, prepare
 from lightthinker.train.recipe import DataConfig, ModelSource, TaskSource
 from lightthinker.train.task_tokenizer import build_task_tokenizer
 
@@ -70,6 +71,41 @@ def test_long_traces_are_dropped_cut_at_a_thought_or_an_error(tmp_path):
     assert "Answer" not in text
     with pytest.raises(DataError, match=r"data\.too_long"):
         prepare(trace_recipe(tmp_path, "error", too_long="error"))
+
+
+def test_the_summary_shows_a_compressed_example_and_says_where_nothing_is_saved(tmp_path, capsys):
+    write_traces(tmp_path / "traces.jsonl", [3] * 12)
+    summary, _ = prepared(trace_recipe(tmp_path, "mixed", full_cot_share=0.9))
+    assert 0 < summary["num_full_cot"] < 12
+    printed = capsys.readouterr().out
+    assert "<|trigger|><|gist_1|><|gist_2|><|continue|>" in printed
+    assert "one single thought" not in printed
+    assert summary["thoughts_per_trace"] == {"p10": 3, "p50": 3, "p90": 3, "max": 3}
+    prepared(trace_recipe(tmp_path, "full", full_cot_share=1.0))
+    assert "model sees it (full chain-of-thought)" in capsys.readouterr().out
+    write_traces(tmp_path / "traces.jsonl", [1, 1, 1, 4])
+    prepared(trace_recipe(tmp_path, "whole"))
+    assert "one single thought" in capsys.readouterr().out
+
+
+def test_the_ninth_decile_is_not_above_the_largest_value(tmp_path):
+    write_traces(tmp_path / "traces.jsonl", [2, 9])
+    summary, _ = prepared(trace_recipe(tmp_path, "two", row_length=256))
+    for name in ("thoughts_per_trace", "thought_tokens", "peak_tokens", "full_cot_tokens"):
+        assert summary[name]["p90"] <= summary[name]["max"], name
+
+
+def test_rows_belong_to_the_tokenizer_that_encoded_them(tmp_path):
+    write_traces(tmp_path / "traces.jsonl", [2, 3])
+    folder = tmp_path / "tokenizer"
+    build_task_tokenizer().save_pretrained(folder)
+    recipe = trace_recipe(tmp_path, "run")
+    model = dataclasses.replace(recipe.model, tokenizer=str(folder))
+    recipe = dataclasses.replace(recipe, model=model)
+    before = fingerprint(recipe)
+    assert before == fingerprint(recipe)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert before != fingerprint(recipe)
 
 
 @pytest.mark.parametrize("method", ["full", "token"])

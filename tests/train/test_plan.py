@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightthinker.testing.training import tiny_recipe
 from lightthinker.train.flops import ModelSize
-from lightthinker.train.plan import _layer_bytes, _layer_weights, make_plan
+from lightthinker.train.plan import _layer_bytes, _layer_weights, make_plan, print_plan
+from lightthinker.train.prepare import prepare
 from lightthinker.train.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -150,3 +151,21 @@ def test_the_documented_plans_are_those_of_the_recipes():
     for name, num_gpus, memory in listed:
         plan = make_plan(load_recipe(ROOT / "recipes" / name), num_gpus=int(num_gpus))
         assert round(plan.memory_gb) == int(memory), name
+
+
+def test_steps_are_planned_from_rows_of_this_recipe_only(tmp_path, capsys):
+    file = tmp_path / "traces.jsonl"
+    file.write_text('{"question": "a", "reasoning": "b\\n\\nc", "answer": "d"}\n' * 9)
+    data = {"row_length": 64, "sources": [{"path": str(file)}], "packing": "none"}
+    settings = {"data": data, "trainer__max_steps": -1, "trainer__num_train_epochs": 2}
+    prepare(tiny_recipe(tmp_path / "run", **settings))
+    recipe = tiny_recipe(tmp_path / "run", **settings)
+    assert make_plan(recipe).num_steps == 10  # 2 epochs of 9 rows, 2 rows a step.
+    other = tiny_recipe(tmp_path / "run", **settings, compression={"num_gists": 3})
+    assert make_plan(other).num_steps is None
+    capsys.readouterr()
+    print_plan(recipe, make_plan(recipe))
+    assert "the final one only" in capsys.readouterr().out
+    recipe.trainer["save_steps"] = 20
+    print_plan(recipe, make_plan(recipe))
+    assert "every 20 steps" in capsys.readouterr().out

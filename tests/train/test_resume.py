@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 
@@ -43,6 +44,25 @@ def test_a_run_killed_at_once_goes_on_exactly(tmp_path):
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     train(killed, resume=True)
     assert training_losses(tmp_path / "killed") == training_losses(tmp_path / "straight")
+
+
+def test_the_log_of_a_resumed_run_has_each_step_once(tmp_path):
+    recipe = saving_recipe(tmp_path / "run", trainer__logging_steps=1)
+    train(recipe)
+    log = tmp_path / "run" / "training_log.jsonl"
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    with log.open("a") as out:
+        out.write('{"step": 7, "lo')  # What a killed run leaves.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-6")
+    train(recipe, resume=True)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == steps
+
+
+def test_saving_every_so_many_steps_needs_no_strategy(tmp_path):
+    recipe = tiny_recipe(tmp_path / "run", trainer__save_steps=4)
+    train(recipe)
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-4" / COMPLETE_FILE).is_file()
+    assert tiny_recipe(tmp_path / "run").save_strategy == "no"
 
 
 def test_half_a_checkpoint_is_never_picked(tmp_path):

@@ -20,7 +20,7 @@ import lightthinker.train.run as run_module
 from lightthinker import LLM, CompressionConfig, SamplingParams
 from lightthinker.cli.app import main
 from lightthinker.errors import CheckpointError, ConfigError, DataError
-from lightthinker.testing.training import tiny_recipe, training_losses
+from lightthinker.testing.training import TINY_MODEL, tiny_recipe, training_losses
 from lightthinker.train.card import update_card
 from lightthinker.train.export import standalone_model
 from lightthinker.train.prepare import ROWS_FILE, SUMMARY_FILE, prepare
@@ -155,7 +155,7 @@ def test_traces_from_a_file_prepare_train_and_fine_tune(tmp_path, capsys):
     assert summary["num_examples"] == 12
     assert 0 < summary["num_full_cot"] < 12
     drops = summary["sources"][0]["drops"]
-    assert drops["malformed JSON"] == {"count": 1, "lines": [13]}
+    assert (drops["malformed JSON"]["count"], drops["malformed JSON"]["lines"]) == (1, [13])
     printed = capsys.readouterr().out
     assert "malformed JSON" in printed
     assert "<|trigger|>" in printed
@@ -234,6 +234,18 @@ def test_examples_longer_than_the_row_are_counted_and_none_left_is_an_error(tmp_
         prepare(recipe(tmp_path / "run", data=data))
 
 
+def test_a_trace_beyond_the_models_positions_is_refused(tmp_path):
+    reasoning = "\\n\\n".join(f"Step {i} of many." for i in range(30))
+    line = f'{{"question": "a", "reasoning": "{reasoning}", "answer": "b"}}\n'
+    (tmp_path / "traces.jsonl").write_text(line)
+    data = {"row_length": 1024, "sources": [{"path": str(tmp_path / "traces.jsonl")}]}
+    short = {**TINY_MODEL, "config": {**TINY_MODEL["config"], "max_position_embeddings": 128}}
+    with pytest.raises(ConfigError, match=r"made for 128 .*data\.too_long"):
+        train(recipe(tmp_path / "run", data=data, model=short))
+    cut = data | {"row_length": 128, "too_long": "truncate"}
+    train(recipe(tmp_path / "cut", data=cut, model=short, trainer__max_steps=1))
+
+
 def test_a_full_disk_leaves_no_half_checkpoint(tmp_path, monkeypatch):
     from lightthinker.train import checkpoint as checkpoint_module
 
@@ -258,7 +270,7 @@ def test_when_no_trace_is_left_each_source_says_why(tmp_path):
     with pytest.raises(DataError) as refused:
         prepare(load_recipe(tmp_path / "recipe.yaml"))
     assert "empty.jsonl: no rows; " in str(refused.value)
-    assert "2 dropped: no reasoning (first at 1, 2)" in str(refused.value)
+    assert "2 dropped: no reasoning (first at 1, 2: reasoning is empty" in str(refused.value)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

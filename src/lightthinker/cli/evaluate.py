@@ -51,9 +51,9 @@ def evaluate(
         tasks: Comma-separated: a task family, `tasks` for all of them evenly, or a benchmark
             (docs/benchmarks.md), e.g. gsm8k, mmlu, gpqa, bbh, math500, gsm8k:plain=test.jsonl.
         methods: Comma-separated, with options after a colon: full_cot, lightthinker,
-            h2o:budget=256, random:match=mean, ... (match: the budget is LightThinker's mean or
-            peak live tokens on the same task). By default full_cot, and lightthinker if the
-            checkpoint compresses.
+            h2o:budget=256, random:match=mean, my_policy.py:budget=256, ... (match: the budget is
+            LightThinker's mean or peak live tokens on the same task). By default full_cot, and
+            lightthinker if the checkpoint compresses.
         num_problems: Problems of each task; by default 1000 generated ones or the whole file.
         limit: Only the first problems of each task, for a quick look.
         num_samples: Samples of each problem, for pass@k and maj@k; needs a temperature.
@@ -117,9 +117,17 @@ def evaluate(
         command=command_line(), dtype=dtype, journal=files.journal, overwrite=overwrite,
     )  # fmt: skip
     evaluation.prepare()
-    if devices is not None:
-        evaluation.run_on(_names(devices), options)
-    records = evaluation.run(part)
+    try:
+        if devices is not None:
+            evaluation.run_on(_names(devices), options)
+        records = evaluation.run(part)
+    except KeyboardInterrupt:
+        if files.journal is None:
+            raise
+        raise KeyboardInterrupt(
+            f"Interrupted. Finished samples are kept in {files.journal}: the same command goes on "
+            "from there."
+        ) from None
     if shard is not None:
         missing = evaluation.num_missing(part, records)
         end = (
@@ -133,8 +141,9 @@ def evaluate(
     results, records = evaluation.results(records)
     console = Console()
     console.print(tables.terminal_table(results.overall, narrow=console.width < 76))
-    if sentence := tables.verdict(results.overall):
-        console.print(Text(f"{sentence}."))
+    for sentence in (tables.verdict(results.overall), tables.unfinished(results.overall)):
+        if sentence:
+            console.print(Text(f"{sentence}."))
     for name, control in results.controls.items():
         console.print(Text(f"{tables.control(name, control)}."))
     files.write(results, records)

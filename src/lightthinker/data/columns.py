@@ -23,7 +23,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
         "rationale",
         "solution",
     ),
-    "answer": ("response", "output", "answer", "final_answer"),
+    "answer": ("response", "completion", "output", "answer", "final_answer"),
     "system": ("system", "system_prompt"),
     "thoughts": ("thoughts",),
     "reference": ("reference", "ground_truth", "final_answer", "answer"),
@@ -50,11 +50,13 @@ def find_columns(row: Row, chosen: Mapping[str, str]) -> dict[str, str]:
 
 
 def has_columns(row: Row) -> bool:
-    """Return whether the row has a question and a place for reasoning, maybe inside the answer."""
-    answers = [row[name] for name in ALIASES["answer"] if name in row]
-    tagged = any(isinstance(answer, str) and has_reasoning_tags(answer) for answer in answers)
+    """Return whether the row has a question and a place for reasoning, maybe inside the answer.
+
+    Whether this row's answer has reasoning in it is not asked: the next one's may.
+    """
+    has_answer = any(isinstance(row.get(name), str) for name in ALIASES["answer"])
     has_question = not row.keys().isdisjoint(ALIASES["question"])
-    return has_question and (tagged or _has_reasoning_column(row))
+    return has_question and (has_answer or _has_reasoning_column(row))
 
 
 def _has_reasoning_column(row: Row) -> bool:

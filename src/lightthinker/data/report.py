@@ -13,9 +13,10 @@ _MAX_LINES_KEPT = 5
 
 @dataclass
 class Drops:
-    """Rows dropped for one reason: how many, and the first few line (or row) numbers."""
+    """Rows dropped for one reason: how many, the first numbers, what was wrong with the first."""
 
     count: int = 0
+    detail: str = ""
     lines: list[int] = field(default_factory=list)
 
 
@@ -42,9 +43,11 @@ class ReadReport:
         """Rows that yielded no trace."""
         return sum(drops.count for drops in self.drops.values())
 
-    def drop(self, reason: DropReason, line: int) -> None:
+    def drop(self, reason: DropReason, line: int, detail: str = "") -> None:
         """Count one row that yields no trace."""
         drops = self.drops[reason]
+        if not drops.count:
+            drops.detail = detail
         drops.count += 1
         if len(drops.lines) < _MAX_LINES_KEPT:
             drops.lines.append(line)
@@ -57,7 +60,11 @@ class ReadReport:
             "num_read": self.num_read,
             "num_kept": self.num_kept,
             "drops": {
-                str(reason): {"count": drops.count, "lines": list(drops.lines)}
+                str(reason): {
+                    "count": drops.count,
+                    "lines": list(drops.lines),
+                    "detail": drops.detail,
+                }
                 for reason, drops in self.drops.items()
             },
         }

@@ -128,7 +128,7 @@ class TraceReader:
                     raise TraceError(
                         error.reason, f"{error.detail} ({self._name}:{number})"
                     ) from error
-                report.drop(error.reason, number)
+                report.drop(error.reason, number, error.detail)
                 continue
             report.num_kept += 1
             yield trace

@@ -85,7 +85,11 @@ class Trace:
 
     def __post_init__(self) -> None:
         _check_text("question", self.question, DropReason.NO_QUESTION)
-        _check_text("reasoning", self.reasoning, DropReason.NO_REASONING)
+        if not check_unicode("reasoning", self.reasoning).strip():
+            raise TraceError(
+                DropReason.NO_REASONING,
+                "reasoning is empty: neither a field of its own nor <think> tags hold any.",
+            )
         _check_text("answer", self.answer, DropReason.NO_ANSWER)
         for name in ("system", "reference"):
             if getattr(self, name) is not None:

@@ -103,10 +103,11 @@ def costs(stats: CompressionStats, glyphs: Glyphs) -> str:
     """Return a finished sample's costs in a line."""
     full = stats.full_cot_tokens
     saved = round(100 * (1 - stats.peak_tokens / full)) if full else 0
+    sign = glyphs.minus if saved > 0 else "+" if saved else ""
     return (
         f"peak {stats.peak_tokens} KV tokens; full CoT would have held {full} "
-        f"({glyphs.minus if saved >= 0 else '+'}{abs(saved)} %). {stats.num_sampled_tokens} tokens "
-        f"sampled, {stats.num_thoughts} thoughts, {stats.tokens_freed} tokens freed."
+        f"({sign}{abs(saved)} %). {stats.num_sampled_tokens} tokens sampled, "
+        f"{stats.num_thoughts} thoughts, {stats.tokens_freed} tokens freed."
     )
 
 

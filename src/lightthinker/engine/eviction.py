@@ -10,6 +10,7 @@ and dependency are exact while the identity of a live token is known to the pool
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -97,9 +98,8 @@ def evict(
         if policy.observation is not None:
             together.setdefault(_likeness(sequence, policy, limit), []).append(sequence)
             continue
-        kept = policy.keep(_view(sequence, limit, pool, scheduler, tokenizer))
-        assert isinstance(kept, list), "without an observation all heads keep the same"
-        assert len(kept) < limit, "a policy must make room for the next token"
+        chosen = policy.keep(_view(sequence, limit, pool, scheduler, tokenizer))
+        kept = _check_list(policy, chosen, num_live, limit)
         sequence.drop(sorted(set(range(num_live)).difference(kept)))
         alike.append(sequence)
     scheduler.compact(alike)
@@ -134,7 +134,7 @@ def _evict_heads(
     def keys(layer: int) -> torch.Tensor:
         return pool.keys[layer % num_layers][slots_Bn[layer // num_layers]].transpose(0, 1)
 
-    kept = policy.keep(
+    chosen = policy.keep(
         CacheView(
             prompt_ids=first.prompt_ids,
             num_written=first.num_forwarded,
@@ -148,12 +148,63 @@ def _evict_heads(
             keys=keys,
         )
     )
-    assert isinstance(kept, torch.Tensor), "with an observation every head keeps its own"
-    assert kept.shape[-1] < limit, "a policy must make room for the next token"
+    kept = _check_heads(policy, chosen, tuple(scores_LBnH.shape), limit)
     kept_BLHm = kept.view(len(sequences), num_layers, *kept.shape[1:])
     scheduler.compact_heads(sequences, slots_Bn, kept_BLHm)
     if policy.observation.last_rows is not None:  # Counting starts afresh.
         pool.scores[:, slots_Bn[:, : kept.shape[-1]].flatten()] = 0
+
+
+def _check_list(policy: CachePolicy, kept: object, num_live: int, limit: int) -> list[int]:
+    """Return what a policy without one chose; RequestError unless it did as it must."""
+    if not isinstance(kept, list):
+        raise RequestError(
+            f"Policy {policy.name!r} has no observation, so keep must return a list of positions, "
+            f"not {type(kept).__name__}."
+        )
+    ascend = all(a < b for a, b in pairwise([-1, *kept, num_live]))
+    _check_choice(policy, len(kept), limit, ascend, num_live)
+    return kept
+
+
+def _check_heads(
+    policy: CachePolicy, kept: object, scores_LBnH: tuple[int, ...], limit: int
+) -> torch.Tensor:
+    """Return what a policy with an observation chose; RequestError unless it did as it must.
+
+    The positions themselves are looked at on a CPU only: elsewhere that would wait for the device.
+    """
+    num_layers, batch, num_live, num_heads = scores_LBnH
+    shape = (num_layers * batch, num_heads)
+    if not isinstance(kept, torch.Tensor) or (kept.dtype, kept.shape[:-1]) != (torch.int64, shape):
+        what = type(kept).__name__
+        if isinstance(kept, torch.Tensor):
+            what = f"{kept.dtype} {list(kept.shape)}"
+        raise RequestError(
+            f"Policy {policy.name!r} has an observation, so keep must return torch.int64 "
+            f"[{shape[0]}, {shape[1]}, m] (layers, KV heads, positions), not {what}."
+        )
+    ascend = True
+    if kept.device.type == "cpu" and kept.shape[-1]:
+        inside = kept[..., 0].min() >= 0 and kept[..., -1].max() < num_live
+        ascend = bool(inside and (kept.diff() > 0).all())
+    _check_choice(policy, kept.shape[-1], limit, ascend, num_live)
+    return kept
+
+
+def _check_choice(
+    policy: CachePolicy, num_kept: int, limit: int, ascend: bool, num_live: int
+) -> None:
+    if num_kept >= limit:
+        raise RequestError(
+            f"Policy {policy.name!r}: keep chose {num_kept} tokens; the next one needs room, so "
+            f"fewer than {limit} may stay."
+        )
+    if not ascend:
+        raise RequestError(
+            f"Policy {policy.name!r}: keep must choose ascending positions from 0 to {num_live - 1}"
+            ", each once."
+        )
 
 
 def _row_that_fills_the_cache(

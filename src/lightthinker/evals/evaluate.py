@@ -107,12 +107,15 @@ class Evaluation:
     def identity(self) -> dict[str, Any]:
         """Return everything that decides the records; a journal belongs to one identity."""
         settings = dataclasses.asdict(self.settings)
+        resolved = [method.resolved for method in find_methods(self.settings.methods)]
+        own = {m.name: m.file_sha256 for m in resolved if m.file_sha256 is not None}
         return {
             **{k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
             "model": self.digests["sha256"] or str(self.model),
             "problems_sha256": problems_sha256(self.problems),
             "dtype": self.dtype,
             "versions": package_versions(),
+            **({"policies": own} if own else {}),
         }
 
     def prepare(self) -> None:

@@ -96,6 +96,8 @@ class Method:
     def describe(self) -> dict[str, Any]:
         """Return its settings for the record."""
         settings = {k: v for k, v in self.resolved.settings.items() if v is not None}
+        if self.resolved.file_sha256 is not None:
+            settings["file_sha256"] = self.resolved.file_sha256
         if self.match is None:
             return settings
         return {**settings, "budget": f"LightThinker's {self.match} live tokens of the task"}

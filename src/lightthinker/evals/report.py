@@ -7,7 +7,7 @@ drawings come from `charts`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -100,6 +100,7 @@ def render_report(
         rows=tables.headline_rows(overall),
         columns=tables.COLUMNS,
         verdict=tables.verdict(overall),
+        unfinished=tables.unfinished(overall),
         families=families,
         kv_charts=charts,
         example=example,
@@ -135,7 +136,8 @@ def write_report(
         The report's path.
 
     Raises:
-        DataError: There are no results to be read, or a file is half-written.
+        DataError: There are no results to be read, a file is half-written, or files are of
+            different problems.
         ConfigError: The report exists and `overwrite` is false.
     """
     given = [results_paths] if isinstance(results_paths, Path) else list(results_paths)
@@ -145,11 +147,31 @@ def write_report(
         samples = samples_path(path)
         records = read_samples(samples) if samples.is_file() else []
         runs.append(Run(results=read_results(path), records=records))
+    _check_same_problems(paths, runs)
     together = combine(runs)
     target = output or paths[0].with_suffix(".html")
     html = render_report(together.results, together.records, [run.results.info for run in runs])
     write_text(target, html, overwrite=overwrite)
     return target
+
+
+def _check_same_problems(paths: Sequence[Path], runs: Sequence[Run]) -> None:
+    for path, run in zip(paths[1:], runs[1:], strict=True):
+        first, other = ({(r.problem_id, r.question) for r in x.records} for x in (runs[0], run))
+        sizes = [
+            {n: c.num_problems for n, c in x.results.by_family.items()} for x in (runs[0], run)
+        ]
+        if sizes[0] == sizes[1] and (first == other or not (first and other)):
+            continue
+        raise DataError(
+            f"{paths[0]} ({_problems(sizes[0])}) and {path} ({_problems(sizes[1])}) are not of the "
+            "same problems, so their methods cannot be compared. Run both with the same --tasks, "
+            "prompt style, --num-problems, --seed and --difficulty."
+        )
+
+
+def _problems(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} of {name}" for name, count in sizes.items())
 
 
 def _find_results(path: Path) -> Path:

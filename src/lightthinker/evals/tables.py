@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightthinker.evals.summaries import FULL_COT, Comparison, MethodSummary
+from lightthinker.policies.own import is_own, own_label
 
 LABELS = {
     FULL_COT: "full CoT", "lightthinker": "LightThinker",
@@ -59,7 +60,7 @@ def label(method: str) -> str:
     """Return a method's name as people write it, with its options and its model if it has any."""
     method, at, model = method.partition(" @ ")
     name, _, options = method.partition(":")
-    text = LABELS.get(name, name.replace("_", " "))
+    text = LABELS.get(name, (own_label(name) if is_own(name) else name).replace("_", " "))
     if options:
         text += f", {options.replace('match=', 'matched ').replace('=', ' ').replace(',', ', ')}"
     return f"{text}{at}{model}"
@@ -201,6 +202,19 @@ def verdict(comparison: Comparison) -> str:
         f"{points(paired.accuracy_difference)} points of accuracy "
         f"(95 % interval {points(low)} to {points(high)}, McNemar p = {paired.mcnemar_p:.2g})"
     )
+
+
+def unfinished(comparison: Comparison) -> str:
+    """Return how many answers the limit of tokens cut off, or an empty string if none.
+
+    Such an answer is mostly wrong, and its costs are those of the limit.
+    """
+    cut = [
+        f"{label(name)} {m.num_truncated:,} of {m.num_problems * m.num_samples:,}"
+        for name, m in comparison.methods.items()
+        if m.num_truncated
+    ]
+    return f"Cut off where tokens ran out (max_tokens): {'; '.join(cut)}" if cut else ""
 
 
 def control(name: str, values: Mapping[str, Any]) -> str:

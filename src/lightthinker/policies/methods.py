@@ -1,8 +1,9 @@
 """Names of methods -> how to run them: `h2o:budget=256` as the command line and results write it.
 
 A method is a way to run one checkpoint: full chain-of-thought, the compression that it was trained
-for, or a cache policy. LightThinker at thought or token level and AnLLM are settings of a
-checkpoint and cannot be chosen afterwards; naming one asks that the checkpoint be that.
+for, or a cache policy, which may stand in a file of the user's own (`own.py`). LightThinker at
+thought or token level and AnLLM are settings of a checkpoint and cannot be chosen afterwards;
+naming one asks that the checkpoint be that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lightthinker.compression import CompressionConfig
 from lightthinker.engine.policy import CachePolicy
 from lightthinker.errors import RequestError, suggestion
 from lightthinker.policies.h2o import H2O
+from lightthinker.policies.own import file_sha256, is_own, load_policy
 from lightthinker.policies.r_kv import RKV
 from lightthinker.policies.random_eviction import RandomEviction
 from lightthinker.policies.sepllm import SepLLM
@@ -88,6 +90,7 @@ class ResolvedMethod:
         policy: For `SamplingParams.policy`; None for full chain-of-thought and compression.
         settings: Every setting of it: a policy's fields, or the compression settings it changes.
         trained_as: The compression method that the checkpoint must have been trained for, if any.
+        file_sha256: Digest of the file that defines the policy, if it is the user's own.
     """
 
     name: str
@@ -95,6 +98,7 @@ class ResolvedMethod:
     policy: CachePolicy | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     trained_as: str | None = None
+    file_sha256: str | None = None
 
     def compression_config(self, saved: CompressionConfig | None) -> CompressionConfig | None:
         """Return the compression settings to run a checkpoint with.
@@ -130,9 +134,12 @@ def parse_method(text: str) -> tuple[str, dict[str, str]]:
     """
     name, _, rest = text.strip().partition(":")
     name = name.strip()
-    if name not in COMPRESSIONS and name not in POLICIES:
+    if name not in COMPRESSIONS and name not in POLICIES and not is_own(name):
         hint = suggestion(name, method_names())
-        raise RequestError(f"Unknown method {name!r}; there are {', '.join(method_names())}.{hint}")
+        raise RequestError(
+            f"Unknown method {name!r}; there are {', '.join(method_names())}, and FILE.py for a "
+            f"policy of your own.{hint}"
+        )
     options: dict[str, str] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, equals, value = (p.strip() for p in part.partition("="))
@@ -180,12 +187,16 @@ def resolve_method(text: str) -> ResolvedMethod:
             settings={**method.options, **changes},
             trained_as=method.method,
         )
-    policy_class = POLICIES[name]
+    policy_class = load_policy(name) if is_own(name) else POLICIES[name]
     hints = get_type_hints(policy_class)
     fields = {f.name: hints[f.name] for f in dataclasses.fields(policy_class)}
     policy = policy_class(**_converted(name, options, fields))
     return ResolvedMethod(
-        name=name, compression=False, policy=policy, settings=dataclasses.asdict(policy)
+        name=name,
+        compression=False,
+        policy=policy,
+        settings=dataclasses.asdict(policy),
+        file_sha256=file_sha256(name) if is_own(name) else None,
     )
 
 

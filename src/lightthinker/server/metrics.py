@@ -136,6 +136,8 @@ class Metrics:
                 if seen.num_sampled == 0:
                     seen.first_token = now
                     self.ttft.observe(now - request.arrived)
+                    # Not when it ends: an aborted request was prefilled, too.
+                    self.prompt_tokens.inc(request.num_prompt_tokens)
                 else:
                     since[seen.last_token] += 1
                 seen.num_sampled, seen.last_token = num_sampled, now
@@ -169,7 +171,6 @@ class Metrics:
 
     def _finished(self, request: Progress, output: RequestOutput, seen: _Seen, now: float) -> None:
         started = request.scheduled if request.scheduled is not None else now
-        self.prompt_tokens.inc(request.num_prompt_tokens)
         self.cache_queries.inc(request.num_prompt_tokens)
         self.cache_hits.inc(output.num_cached_tokens)
         self.request_prompt.observe(request.num_prompt_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Mapping
@@ -111,3 +112,23 @@ class Monitor:
         entry = {"step": step, "time": round(time.time(), 3)} | dict(logs)
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(entry) + "\n")
+
+
+def forget_after(file: Path, *, step: int) -> None:
+    """Drop what a log of JSON lines has of steps after `step`, which a resumed run takes again.
+
+    A line that a killed run left half-written goes, too.
+    """
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry["step"] <= step:
+            kept.append(line)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, file)

@@ -142,7 +142,8 @@ def load_tokenizer(source: ModelSource) -> Any:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **extra)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"Cannot load the tokenizer of {name}: {error}") from error
+            here = "" if Path(name).is_dir() else f" (there is no such folder in {Path.cwd()})"
+            raise CheckpointError(f"Cannot load the tokenizer of {name}{here}: {error}") from error
         if extra:
             _take_gguf_special_tokens(tokenizer, Path(str(source.path)) / str(source.gguf_file))
     if source.chat_template:

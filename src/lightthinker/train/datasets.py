@@ -118,6 +118,11 @@ class PackedRows(Dataset[Row]):
     def __len__(self) -> int:
         return len(self._arrays["input_ids"])
 
+    @property
+    def num_positions(self) -> int:
+        """Positions that the longest document takes up."""
+        return int(self._arrays["position_ids"].max()) + 1
+
     def __getitem__(self, index: int) -> Row:
         return {name: array[index] for name, array in self._arrays.items()}
 

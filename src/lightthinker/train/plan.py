@@ -23,7 +23,7 @@ from lightthinker.train.adapters import add_adapters
 from lightthinker.train.checkpoint import TASK_TOKENIZER, plan_config
 from lightthinker.train.flops import PEAK_BF16, ModelSize, peak_of_name
 from lightthinker.train.loss import resolve_chunk
-from lightthinker.train.prepare import SUMMARY_FILE
+from lightthinker.train.prepare import SUMMARY_FILE, fingerprint, read_fingerprint
 from lightthinker.train.recipe import Recipe
 from lightthinker.train.task_tokenizer import build_task_tokenizer
 
@@ -168,7 +168,8 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
         ("step", f"{plan.rows_per_step} rows of {recipe.data.row_length} tokens, "
                  f"{plan.flops_per_step / 1e15:.2f} PFLOP"),
         ("steps", f"{plan.num_steps:,}" if plan.num_steps else
-                  "known once the data is prepared (lightthinker prepare)"),
+                  "known once the data is prepared for this recipe (lightthinker prepare)"),
+        ("checkpoints", _checkpoints(recipe)),
     ]  # fmt: skip
     lines += [
         (name.replace("_gb", " (estimate)"), f"{getattr(plan, name):8.2f} GB")
@@ -192,6 +193,14 @@ def print_plan(recipe: Recipe, plan: Plan) -> None:
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         print(f"{name:<{width}}  {text}")
+
+
+def _checkpoints(recipe: Recipe) -> str:
+    strategy = recipe.save_strategy
+    if strategy == "no":
+        return "the final one only; trainer.save_steps writes some on the way, for --resume"
+    every = f"every {recipe.trainer.get('save_steps') or 500} steps"
+    return every if strategy == "steps" else f"by trainer.save_strategy: {strategy}"
 
 
 def _measure(recipe: Recipe) -> tuple[ModelSize, float]:
@@ -327,10 +336,10 @@ def _host_bytes(
 
 
 def _rows(recipe: Recipe) -> tuple[int | None, float]:
-    """Rows of the prepared data if there are any, and visible keys for each token."""
-    file = Path(recipe.output_dir) / "prepared" / SUMMARY_FILE
-    if file.is_file():
-        summary = json.loads(file.read_text(encoding="utf-8"))
+    """Rows of the data if it is prepared for this recipe, and visible keys for each token."""
+    folder = Path(recipe.output_dir) / "prepared"
+    if read_fingerprint(folder) == fingerprint(recipe):
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         peaks = summary["peak_tokens"] or summary["full_cot_tokens"]
         visible = peaks["p50"] / 2 if peaks else recipe.data.row_length / 2
         return int(summary["num_rows"]), visible

@@ -37,6 +37,7 @@ ROWS_FILE = "rows.safetensors"
 SUMMARY_FILE = "summary.json"
 ROWS_FORMAT = 2
 """Changes when rows of an older version can no longer be used."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 NUM_OPEN_ROWS = 256
 """Rows that wait for a fitting example while packing."""
 
@@ -55,10 +56,12 @@ class Summary:
     thoughts_cut: int = 0
     row_length: int = 0
     thought_lengths: list[int] = field(default_factory=list)
+    thoughts_per_trace: list[int] = field(default_factory=list)
     full_peaks: list[int] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
     num_tokens: int = 0
     sample: str = ""
+    sample_is_compressed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers for summary.json."""
@@ -77,6 +80,7 @@ class Summary:
             else None,
             "thought_tokens": _quantiles(lengths),
             "thoughts": len(lengths),
+            "thoughts_per_trace": _quantiles(self.thoughts_per_trace),
             "peak_tokens": _quantiles(self.peaks),
             "full_cot_tokens": _quantiles(self.full_peaks),
             "peak_ratio": sum(self.peaks) / sum(self.full_peaks) if self.peaks else None,
@@ -121,7 +125,7 @@ def prepared_rows(recipe: Recipe, encoder: Encoder, *, resume: bool = False) -> 
         ConfigError: A run is resumed, and data or settings have changed since it began.
     """
     folder = Path(recipe.output_dir) / "prepared"
-    if not (folder / ROWS_FILE).exists() or _read_fingerprint(folder) != fingerprint(recipe):
+    if not (folder / ROWS_FILE).exists() or read_fingerprint(folder) != fingerprint(recipe):
         if resume:
             raise ConfigError(
                 f"The data of {folder} or the settings it was prepared with have changed since "
@@ -168,6 +172,7 @@ def fingerprint(recipe: Recipe) -> str:
     plain = recipe.to_dict()
     data = {key: value for key, value in plain["data"].items() if key != "num_proc"}
     tokenizer = {key: plain["model"][key] for key in ("path", "tokenizer", "chat_template")}
+    folder = Path(str(recipe.model.tokenizer or recipe.model.path))
     relevant = {
         "format": ROWS_FORMAT,
         "data": data,
@@ -176,6 +181,9 @@ def fingerprint(recipe: Recipe) -> str:
         "teacher": recipe.loss.distillation > 0,
     }
     digest = hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode())
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
     for source in recipe.data.sources:
         file = Path(source.path)
         if file.is_file():
@@ -191,8 +199,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         kept = f"{source['num_kept']:,} of {source['num_read']:,} rows kept ({source['format']})"
         table.add_row(f"read from {source['source']}", kept)
         for reason, drops in source["drops"].items():
-            lines = ", ".join(map(str, drops["lines"]))
-            table.add_row(f"  dropped: {reason}", f"{drops['count']:,} (first lines: {lines})")
+            table.add_row(f"  dropped: {reason}", f"{drops['count']:,} ({_first(drops)})")
     for reason, count in summary.dropped.items():
         table.add_row(f"dropped: {reason}", f"{count:,} (first: {', '.join(summary.too_long[:5])})")
     if summary.truncated:
@@ -206,6 +213,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     table.add_row("rows", f"{summary.num_rows:,}, {numbers['row_fill']:.1%} full")
     table.add_row("tokens", f"{summary.num_tokens:,}")
     for label, key in (
+        ("thoughts per trace", "thoughts_per_trace"),
         ("tokens per thought", "thought_tokens"),
         ("full chain-of-thought tokens", "full_cot_tokens"),
         ("peak tokens with compression", "peak_tokens"),
@@ -220,8 +228,20 @@ def print_summary(summary: Summary, console: Console) -> None:
     if numbers["peak_ratio"]:
         table.add_row("peak, share of full chain-of-thought", f"{numbers['peak_ratio']:.0%}")
     console.print(table)
-    console.print("one example as the model sees it:", style="bold")
+    if summary.thoughts_per_trace and statistics.median(summary.thoughts_per_trace) < 2:
+        console.print(
+            "Most traces are one single thought: hardly anything is freed before the answer. Cut "
+            "finer with data.segment, for example {by: sentence} or {by: line}.",
+            style="yellow",
+        )
+    kind = "" if summary.sample_is_compressed else " (full chain-of-thought)"
+    console.print(f"one example as the model sees it{kind}:", style="bold")
     console.print(summary.sample, markup=False, highlight=False)
+
+
+def _first(drops: dict[str, Any]) -> str:
+    lines = ", ".join(map(str, drops["lines"]))
+    return f"first at {lines}: {drops['detail'].rstrip('.')}"
 
 
 def _what_became(summary: Summary) -> str:
@@ -229,7 +249,7 @@ def _what_became(summary: Summary) -> str:
     parts = []
     for source in summary.sources:
         reasons = [
-            f"{drops['count']} dropped: {reason} (first at {', '.join(map(str, drops['lines']))})"
+            f"{drops['count']} dropped: {reason} ({_first(drops)})"
             for reason, drops in source["drops"].items()
         ]
         parts.append(
@@ -299,20 +319,24 @@ def _count(summary: Summary, encoder: Encoder, example: Example, compress: bool)
         thoughts = layout.thought[(layout.thought >= 0) & layout.is_output]
         counts: Counter[int] = Counter(thoughts.tolist())
         summary.thought_lengths += counts.values()
+        summary.thoughts_per_trace.append(len(counts))
         summary.peaks.append(layout.peak_tokens())
         summary.full_peaks.append(visible)
-    if not summary.sample:
+    if not summary.sample or (compress and not summary.sample_is_compressed):
+        summary.sample_is_compressed = compress
         summary.sample = encoder.tokenizer.decode(example.input_ids.tolist())
 
 
 def _quantiles(values: list[int]) -> dict[str, float] | None:
-    if len(values) < 2:
+    if not values:
         return None
-    cuts = statistics.quantiles(values, n=10)
+    # Inclusive: estimates for a population would go beyond the largest value that is there.
+    cuts = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values
     return {"p10": cuts[0], "p50": statistics.median(values), "p90": cuts[-1], "max": max(values)}
 
 
-def _read_fingerprint(folder: Path) -> str | None:
+def read_fingerprint(folder: Path) -> str | None:
+    """Return the fingerprint of the recipe that a folder's rows were prepared for, if any."""
     file = folder / SUMMARY_FILE
     if not file.exists():
         return None

@@ -269,6 +269,15 @@ class Recipe:
         if self.lora is not None and self.lora.quantize and not is_safetensors:
             raise ConfigError("lora.quantize (QLoRA) needs a model.path with safetensors weights.")
 
+    @property
+    def save_strategy(self) -> str:
+        """When checkpoints are written: `no` (only on Ctrl-C), `steps`, `epoch` or `best`.
+
+        Where the recipe does not say, giving `trainer.save_steps` asks for them.
+        """
+        default = "no" if self.trainer.get("save_steps") is None else "steps"
+        return str(self.trainer.get("save_strategy", default) or "no")  # YAML: `no` is False.
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that `recipe_from_dict` reads back."""
         plain = _plain(dataclasses.asdict(self))

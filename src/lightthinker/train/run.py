@@ -18,7 +18,7 @@ from lightthinker.data.packing import collate
 from lightthinker.encode import Encoder
 from lightthinker.errors import ConfigError, DataError
 from lightthinker.train.adapters import add_adapters, base_model, has_adapters
-from lightthinker.train.callbacks import Monitor, StopOnInterrupt
+from lightthinker.train.callbacks import Monitor, StopOnInterrupt, forget_after
 from lightthinker.train.card import LOG_FILE, RECIPE_FILE, write_card
 from lightthinker.train.checkpoint import check_disk, load_model, save_checkpoint
 from lightthinker.train.datasets import PackedRows, TaskRows
@@ -77,7 +77,9 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     if resume and last is None:
         raise ConfigError(
             f"There is no whole checkpoint (with {COMPLETE_FILE}) to resume in "
-            f"{output / 'checkpoints'}."
+            f"{output / 'checkpoints'}. During a run they are written where the recipe has "
+            "trainer.save_steps (or save_strategy: epoch), else only on Ctrl-C. To start again, "
+            "train with --overwrite."
         )
     arguments = training_arguments(recipe)
     # No rank may create anything in the folder before all have looked.
@@ -105,6 +107,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     check_disk(output, model, dtype=recipe.save.dtype, num_checkpoints=1 + saves)
     with arguments.main_process_first(local=True, desc="preparing data"):
         rows = _rows(recipe, Encoder(tokenizer, compression), arguments, resume=resume)
+    if isinstance(rows, PackedRows):
+        _check_positions(base_model(model, recipe).config, rows.num_positions)
     data_hash = rows_hash(rows)
     check_ranks_agree(data_hash)
     rows_per_step = (
@@ -121,6 +125,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     _barrier()
     if is_main:
         _begin(recipe, output, fresh=overwrite and not resume)
+        if resume and last is not None:
+            forget_after(output / JSON_LINES_FILE, step=int(last.name.partition("-")[2]))
     _barrier()
     _install_loss(base_model(model, recipe), recipe, arguments, rows)
     size = ModelSize.of(base_model(model, recipe))
@@ -196,7 +202,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         "bf16": on_gpu,
         "use_cpu": not on_gpu,
         "logging_steps": 50,
-        "save_strategy": "no",
+        "save_strategy": recipe.save_strategy,
         "report_to": "none",
         "seed": 0,
         "disable_tqdm": None,
@@ -258,6 +264,17 @@ def _rows(
         num_rows=arguments.max_steps * per_step,
         teacher=recipe.loss.distillation > 0,
     )
+
+
+def _check_positions(config: Any, needed: int) -> None:
+    """Refuse documents longer than what the checkpoint will be run with."""
+    known = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if known is not None and needed > known:
+        raise ConfigError(
+            f"The longest trace takes {needed} positions, and the model is made for {known} "
+            f"(max_position_embeddings). Set data.row_length to {known} and data.too_long to "
+            "truncate or drop, or model.max_position_embeddings to what it is to have from now on."
+        )
 
 
 def _install_loss(model: Any, recipe: Recipe, arguments: TrainingArguments, rows: Any) -> None:
