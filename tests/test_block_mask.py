@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
 
 from lightthinker.block_mask import as_block_mask, expiry_order, sorted_blocks, strip_blocks
@@ -13,7 +16,7 @@ from lightthinker.data.packing import pack_row
 from lightthinker.encode import Example
 from lightthinker.layout import LayoutRules, Role
 from lightthinker.layout_builder import LayoutBuilder
-from lightthinker.masks import LifetimeBatch, SortedKeys
+from lightthinker.masks import LifetimeBatch, SortedKeys, in_order
 
 TENSORS = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices",
            "q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices")  # fmt: skip
@@ -70,6 +73,7 @@ def test_blocks_of_lifetimes_are_torch_s_own(row_length, retain):
     expected = torch_s_own(batch.expires)
     for name in TENSORS:
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), msg=name)
+        assert getattr(ours, name).is_contiguous(), name
     row, query, key = torch.meshgrid(*map(torch.arange, (2, row_length, row_length)), indexing="ij")
     seen = ours.mask_mod(row, 0, query, place[row, key])
     plain = LifetimeBatch(batch.expires).combine(causal_mask_function)
@@ -115,6 +119,27 @@ def test_blocks_of_any_mask_are_torch_s_own(window):
     ours = as_block_mask(*strip_blocks(mask, 2, 1700, 1700, "cpu"), mask, (1700, 1700))
     for name in TENSORS:
         torch.testing.assert_close(getattr(ours, name), getattr(expected, name), msg=name)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("bi_directional", [False, True])
+def test_a_compiled_kernel_visits_these_blocks_and_no_others(bi_directional):
+    """Uncompiled, FlexAttention looks at the mask function alone."""
+    torch.compiler.reset()
+    rules = LayoutRules(num_gists=3, bi_directional=bi_directional)
+    batch, length = lifetime_batch(rules, 700, seed=3, num_rows=1), 700
+    if not bi_directional:
+        batch = LifetimeBatch(batch.expires)
+    blocks, order, place = SortedKeys.by_expiry(batch)
+    query, key, value = torch.randn(3, 1, 2, length, 16, generator=torch.Generator().manual_seed(0))
+    at = torch.arange(length)
+    mask = batch.combine(causal_mask_function)(torch.zeros(1, 1, 1, 1).long(), 0, at[:, None], at)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    sorted_key, sorted_value = in_order(key, order, place), in_order(value, order, place)
+    with torch.no_grad():
+        found = torch.compile(flex_attention)(query, sorted_key, sorted_value, block_mask=blocks)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()
 
 
 def test_the_dense_mask_is_never_made():

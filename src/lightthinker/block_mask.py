@@ -104,6 +104,6 @@ def as_block_mask(
 
 
 def _ordered(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    dense = blocks.to(torch.int32)
+    dense = blocks.to(torch.int32).contiguous()  # Kernels read the numbers as if they lay so.
     order = torch.argsort(dense, dim=-1, descending=True, stable=True)
     return dense.sum(dim=-1, dtype=torch.int32), order.to(torch.int32)
