@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,8 @@ from lightthinker.evals.records import SampleRecord, read_samples, write_text
 from lightthinker.segment import SegmentBy, SegmentConfig, segment
 
 WITH_SYSTEM_PROMPT = ":chat@"
+MARKS = ("boxed", "####", "answer is", "answer:")
+"""What stands before an answer; a piece that has one is preferred to others that hold the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ def traces(
         except TraceError as error:
             reason = str(error.reason)
         if reason or row is None:
-            drops[reason or "no reasoning before the answer"] += 1
+            drops[reason or "no reasoning before the answer, or no answer found"] += 1
             continue
         texts.add(record.text)
         rows.append(row)
@@ -108,7 +111,9 @@ def _row(record: SampleRecord, config: SegmentConfig) -> dict[str, str] | None:
     else:
         pieces = segment(record.text.strip(), config)
         wanted = record.extracted_strict or record.reference
-        holding = [i for i, piece in enumerate(pieces) if wanted in piece]
+        holding = [i for i, piece in enumerate(pieces) if _holds(piece, wanted)]
+        marked = [i for i in holding if any(mark in pieces[i].lower() for mark in MARKS)]
+        holding = marked or holding
         if not holding or not holding[-1]:
             return None
         reasoning = "".join(pieces[: holding[-1]]).strip()
@@ -120,6 +125,17 @@ def _row(record: SampleRecord, config: SegmentConfig) -> dict[str, str] | None:
         "question": trace.question, "reasoning": trace.reasoning, "response": trace.answer,
         "reference": record.reference,
     }  # fmt: skip
+
+
+def _holds(piece: str, wanted: str) -> bool:
+    """Whether a piece has the answer by itself, not inside another number or word."""
+    plain = _plain(piece)
+    return re.search(rf"(?<![\w.]){re.escape(_plain(wanted))}(?![\w])(?!\.\d)", plain) is not None
+
+
+def _plain(text: str) -> str:
+    """Numbers as graders read them: no thousands' commas, a plain minus."""
+    return re.sub(r"(?<=\d)(\{,\}|,)(?=\d{3})", "", text).replace("−", "-")
 
 
 def read_records(path: Path) -> list[SampleRecord]:

@@ -60,11 +60,19 @@ class Graphs:
     ("sizes", "knob"),
     [({}, "gpu_memory_utilization=0.9"), ({"num_kv_tokens": 640}, "num_kv_tokens=640")],
 )
-@pytest.mark.parametrize("later", [[], [RuntimeError("the capture is invalid")]])
-def test_a_start_without_memory_for_graphs_says_what_to_lower(sizes, knob, later):
+@pytest.mark.parametrize(
+    ("error", "later"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), []),
+        (torch.OutOfMemoryError("CUDA out of memory."), [RuntimeError("the capture is invalid")]),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), []),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), []),
+    ],
+)
+def test_a_start_without_memory_for_graphs_says_what_to_lower(sizes, knob, error, later):
     config = EngineConfig(**sizes)
     engine = LLMEngine(tiny_model("llama"), byte_tokenizer(), None, config=config)
-    engine.graphs = Graphs(torch.OutOfMemoryError("CUDA out of memory."), *later)
+    engine.graphs = Graphs(error, *later)
     tokens = f"{config.num_kv_tokens or 65_536:,} tokens"
     with pytest.raises(RequestError, match=f"CUDA graphs.*{tokens}.*{knob} or max_num_seqs=256"):
         engine.warm_up()

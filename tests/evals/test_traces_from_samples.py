@@ -43,6 +43,23 @@ def sample(problem: str, number: int, text: str = RIGHT, **changes: Any) -> Samp
     return dataclasses.replace(record, **{**known, **changes})
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted", "answer"),
+    [
+        ("It is 3.\n\nSo \\boxed{5}.\n\nAs 15/3 is.", "5", "So \\boxed{5}.\n\nAs 15/3 is."),
+        ("One.\n\nSo \\boxed{1{,}234}.", "1234", "So \\boxed{1{,}234}."),
+        ("One.\n\nSo \\boxed{−18}.", "-18", "So \\boxed{−18}."),
+        ("It is 7.\n\nSo it is \\boxed{7}.\n\nYes, 7.", "7", "So it is \\boxed{7}.\n\nYes, 7."),
+    ],
+)  # fmt: skip
+def test_the_answer_is_the_number_itself_where_it_is_marked(
+    script: ModuleType, text: str, wanted: str, answer: str
+) -> None:
+    record = sample("a", 0, text, extracted_strict=wanted, reference=wanted)
+    kept = script.traces([record], pieces=SegmentConfig(by="paragraph"))
+    assert [row["response"] for row in kept.rows] == [answer]
+
+
 def test_only_finished_right_marked_and_different_samples_are_kept(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,7 +85,8 @@ def test_only_finished_right_marked_and_different_samples_are_kept(
     assert summary["problems_with_traces"] == 1
     assert summary["dropped"] == {
         "the same text again": 1, "enough of this problem": 1, "wrong": 1, "not finished": 1,
-        "right, but not marked as the answer": 1, "no reasoning before the answer": 1,
+        "right, but not marked as the answer": 1,
+        "no reasoning before the answer, or no answer found": 1,
         "contains what was not wanted": 1,
     }  # fmt: skip
     reader = read_traces(output)
@@ -98,7 +116,7 @@ def test_where_the_answer_begins_follows_the_pieces(script: ModuleType) -> None:
     (row,) = script.traces([lines], pieces=SegmentConfig(by="line")).rows
     assert (row["reasoning"], row["response"]) == ("48/2=24\n48+24=72", "#### 72")
     assert dict(script.traces([lines], pieces=SegmentConfig()).drops) == {
-        "no reasoning before the answer": 1
+        "no reasoning before the answer, or no answer found": 1
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -95,12 +96,36 @@ def test_a_journal_is_not_gone_on_with_after_the_file_has_changed(
         evaluation.prepare()
 
 
+def test_what_runs_is_what_the_record_says(llm: LLM, checkpoint: Path, policy_file: Path) -> None:
+    name = f"{policy_file}:budget=24"
+    settings = EvalSettings(
+        tasks=("programs",), num_problems=1, difficulty="tiny", max_tokens=30, methods=(name,)
+    )
+    digests = []
+    for change in ("", "\n# no other code\n"):
+        policy_file.write_text(policy_file.read_text() + change)
+        results, _ = evaluate(lambda: llm, settings, model=checkpoint, command="c")
+        digests.append(results.info.method_settings[name]["file_sha256"])
+    assert digests[1] == hashlib.sha256(policy_file.read_bytes()).hexdigest() != digests[0]
+    policy_file.write_text(policy_file.read_text().replace("return [", "return 1 / 0, ["))
+    with pytest.raises(ZeroDivisionError):
+        evaluate(lambda: llm, settings, model=checkpoint, command="c")
+    policy_file.write_text(HEAD + SINKS)
+    evaluation = Evaluation(open_llm=lambda: llm, settings=settings, model=checkpoint, command="c")
+    evaluation.prepare()
+    records = evaluation.run()
+    policy_file.unlink()
+    results, _ = evaluation.results(records)
+    assert results.info.method_settings[name]["file_sha256"] == digests[0]
+
+
 @pytest.mark.parametrize(
     ("content", "name", "reason"),
     [
         (None, "p.py", r"no file .*p\.py"),
         ("x = 1\n", "p.py", "defines no policy: a dataclass derived from"),
         ("import nothing_of_this_name\n", "p.py", "fails: ModuleNotFoundError"),
+        ("raise SystemExit(3)\n", "p.py", "fails: SystemExit: 3"),
         (HEAD + SINKS, "p.py#Sink", "Did you mean 'Sinks'"),
         (HEAD + SINKS + SINKS.replace("Sinks", "Other"), "p.py", "defines Sinks, Other; name one"),
         (HEAD + SINKS.replace("def keep", "def kept"), "p.py", "class Sinks lacks keep"),
@@ -115,6 +140,12 @@ def test_what_is_no_policy_is_refused_with_a_reason(
         (tmp_path / "p.py").write_text(content)
     with pytest.raises(RequestError, match=reason):
         resolve_method(f"{tmp_path / name}:budget=9")
+
+
+def test_an_abstract_class_between_is_no_policy(tmp_path: Path) -> None:
+    between = SINKS.replace("class Sinks", "class Base").replace("def keep", "def unused")
+    (tmp_path / "p.py").write_text(HEAD + between + SINKS.replace("(Budgeted)", "(Base)"))
+    assert type(resolve_method(f"{tmp_path / 'p.py'}:budget=9").policy).__name__ == "Sinks"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

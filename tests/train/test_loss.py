@@ -71,19 +71,24 @@ def test_loss_and_gradients_are_the_models_own(family, items):
         torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_compiled_it_is_one_program_for_chunks_of_any_size(family, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "distillation"), [*((f, 0.0) for f in FAMILIES), ("gemma2", 0.5)]
+)
+def test_compiled_it_is_one_program_for_chunks_of_several_tokens(family, distillation, monkeypatch):
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     results = []
     for compiled in (False, True):
-        batch, model, _ = batch_and_model(family, **FAMILIES[family])
-        install(model, chunk_tokens=7, compiled=compiled)
+        teaches = distillation > 0
+        batch, model, _ = batch_and_model(family, teacher=teaches, **FAMILIES[family])
+        install(model, chunk_tokens=7, distillation=distillation, compiled=compiled)
         for row in (1, 0):  # The last chunk has another size each time.
             part = {name: tensor[: row + 1, :] for name, tensor in batch.items()}
             part["labels"][:, : 10 + row] = IGNORE_INDEX
-            loss = loss_of(model, part).loss
+            names = ("input_ids", "position_ids", "expires", "query")
+            teacher = {name: part[f"teacher_{name}"] for name in names} if teaches else None
+            loss = loss_of(model, part, teacher=teacher).loss
             loss.backward()
         results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters()}))
     (plain, plain_gradients), (ours, our_gradients) = results

@@ -119,34 +119,40 @@ class GraphRunner:
         """Compile the kernels that no graph holds: those of a long prompt, and compaction.
 
         Else the first long prompt, or thought, would wait for them, and all other requests with
-        it. Writes to KV pages, so nothing may hold any.
+        it. A prompt is forwarded beside one generating sequence and beside many, for which
+        attention is launched otherwise. The pages are free ones, and free again afterwards.
         """
-        page_size, device = self.backend.pool.page_size, self.runner.device
-        num_pages = min(self.backend.pool.num_slots, self.sizes[-1] + page_size) // page_size - 1
-        if num_pages < 1:
+        pool = self.backend.pool
+        num_pages = -(-(self.sizes[-1] + 1) // pool.page_size) + 1
+        num_pages = min(num_pages, pool.allocator.num_free)
+        if num_pages < 2:
             return
-        prompt = num_pages * page_size
-        batch = PagedBatch(
-            [
-                SequenceRows(
-                    rows=[Row(0, i + 1, 0, 0) for i in range(prompt)],
-                    indices=list(range(prompt)),
-                    pages=list(range(num_pages)),
-                    num_live=prompt,
-                ),
-                SequenceRows(rows=[Row(0, 1, 0, 0)], indices=[0], pages=[num_pages], num_live=1),
-            ],
-            page_size,
-            device,
-        )
+        *pages, last = pool.allocator.allocate(num_pages)
+        for num_others in dict.fromkeys((1, self.max_samples)):
+            self._forward_plainly(pages, last, num_others)
+        pool.move([last * pool.page_size], [last * pool.page_size])
+        pool.allocator.release([*pages, last])
+
+    def _forward_plainly(self, pages: list[int], last: int, num_others: int) -> None:
+        """Run a step of a prompt that fills `pages`, beside sequences of one token in `last`."""
+        page_size = self.backend.pool.page_size
+        prompt = len(pages) * page_size
+        one = SequenceRows(rows=[Row(0, 1, 0, 0)], indices=[0], pages=[last], num_live=1)
+        sequences = [
+            SequenceRows(
+                rows=[Row(0, i + 1, 0, 0) for i in range(prompt)],
+                indices=list(range(prompt)),
+                pages=pages,
+                num_live=prompt,
+            ),
+            *[one] * num_others,
+        ]
+        batch = PagedBatch(sequences, page_size, self.runner.device)
         zeros, wanted = [0] * batch.num_rows, [prompt - 1, prompt]
-        plan = StepPlan(
-            token_ids=zeros, positions=zeros, sequences=batch.sequences, wanted_rows=wanted
-        )
+        plan = StepPlan(token_ids=zeros, positions=zeros, sequences=sequences, wanted_rows=wanted)
         logits = self.runner.run(self.backend, batch, plan, None)
         self.sampler.fill([], num_rows=len(logits))
         self.sampler.draw(logits)
-        self.backend.pool.move([0], [0])
 
     def warm_up(self, say: Callable[[str], None]) -> None:
         """Compile the model and capture all graphs, unless that is done or there is no GPU.

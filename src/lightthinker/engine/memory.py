@@ -20,6 +20,7 @@ from lightthinker.kvcache.pool import PagePool
 
 DEFAULT_ON_CPU = 65_536
 GIB = 2**30
+_OUT_OF_MEMORY = ("out of memory", "alloc_failed")
 
 
 def num_kv_tokens_that_fit(
@@ -90,10 +91,16 @@ def start_beside(pool: PagePool, config: EngineConfig) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error is this or came while one was handled: an open capture ends with its own."""
-    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+    """Whether an error is this or came while one was handled: an open capture ends with its own.
+
+    CUDA's driver, Triton and cuBLAS, whose memory is not torch's, say it in words.
+    """
+    while error is not None:
+        said = str(error).lower()
+        if isinstance(error, torch.OutOfMemoryError) or any(w in said for w in _OUT_OF_MEMORY):
+            return True
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def _largest_step(runner: ModelRunner, config: EngineConfig) -> int:

@@ -16,6 +16,7 @@ Processes are spawned: a script that uses this needs the usual `if __name__ == "
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Sequence
 from multiprocessing import Pipe, connection
 from pathlib import Path
@@ -110,11 +111,13 @@ class ParallelEngine:
             if name in self._requests or name in names:
                 raise RequestError(f"Request id {name!r} is in use.")
             names.add(name)
-        shares: list[list[Submission]] = [[] for _ in self._replicas]
+        shares: list[list[tuple[Submission, int]]] = [[] for _ in self._replicas]
         loads = [len(replica.unfinished) for replica in self._replicas]
         for request in requests:
             least = loads.index(min(loads))
-            shares[least].append(request)
+            given = request[2].seed if request[2] is not None else None
+            seed = random.getrandbits(62) if given is None else given  # In order, as one engine.
+            shares[least].append((request, seed))
             loads[least] += 1
         for replica, share in zip(self._replicas, shares, strict=True):
             if share:

@@ -140,8 +140,9 @@ def serve(
     except (EOFError, ConnectionError, KeyboardInterrupt):
         return
     except LightThinkerError as error:
-        if pipe:
-            pipe.send(Failed(str(error), error))
+        if pipe is None:
+            raise  # Only this rank's own output can say so.
+        pipe.send(Failed(str(error), error))
     except BaseException as error:
         if pipe:
             pipe.send(Failed(f"{type(error).__name__}: {error}"))

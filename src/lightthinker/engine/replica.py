@@ -10,7 +10,6 @@ of it.
 from __future__ import annotations
 
 import itertools
-import random
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -132,13 +131,14 @@ class Replica:
             assert isinstance(message, Loading), message
             on_phase(message.words)
 
-    def submit(self, requests: Sequence[Submission], *, stream: bool) -> list[RemoteRequest]:
-        """Ask for requests, in one message; whether each was taken is told later."""
-        asked = [RemoteRequest(request_id, str(next(self._keys))) for request_id, *_ in requests]
+    def submit(
+        self, requests: Sequence[tuple[Submission, int]], *, stream: bool
+    ) -> list[RemoteRequest]:
+        """Ask for requests with their seeds, in one message; whether each was taken comes later."""
+        asked = [RemoteRequest(name, str(next(self._keys))) for (name, *_), _ in requests]
         commands = []
-        for request, (_, prompt, params) in zip(asked, requests, strict=True):
+        for request, ((_, prompt, params), seed) in zip(asked, requests, strict=True):
             params = params or SamplingParams()
-            seed = random.getrandbits(62) if params.seed is None else params.seed
             commands.append(("add", request.key, prompt, params, seed, stream))
         self._send(commands)
         self.unfinished |= {request.key: request for request in asked}

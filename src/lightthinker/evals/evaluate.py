@@ -104,6 +104,11 @@ class Evaluation:
         """The checkpoint's digests."""
         return model_digests(self.model)
 
+    @cached_property
+    def _methods(self) -> list[Method]:
+        """What runs; read once, so that results tell of what ran though a file has changed."""
+        return list(find_methods(self._names()))
+
     def identity(self) -> dict[str, Any]:
         """Return everything that decides the records; a journal belongs to one identity."""
         settings = dataclasses.asdict(self.settings)
@@ -164,7 +169,7 @@ class Evaluation:
     def num_missing(self, shard: Shard, records: Iterable[SampleRecord]) -> int:
         """Return how many of a shard's samples wait for what other shards have yet to run."""
         found = {record.key for record in records}
-        names = [method.name for method in find_methods(self._names())]
+        names = [method.name for method in self._methods]
         problems, samples = shard.problems(self.problems), range(self.settings.num_samples)
         keys = ((m, p.id, s) for m in names for p in problems for s in samples)
         return sum(key not in found for key in keys)
@@ -187,7 +192,7 @@ class Evaluation:
             )
             for index, device in enumerate(devices)
         ]  # fmt: skip
-        methods = find_methods(self._names())
+        methods = self._methods
         matched = self.settings.match_to is None and any(m.match for m in methods)
         with EvalProgress(self.console) as progress:
             for method in methods:
@@ -208,7 +213,7 @@ class Evaluation:
         Raises:
             DataError: Records are missing.
         """
-        methods = find_methods(self._names())
+        methods = self._methods
         ordered = merge(
             records, self.problems, [method.name for method in methods], self.settings.num_samples
         )
@@ -233,7 +238,7 @@ class Evaluation:
         done: Sequence[SampleRecord],
         on_record: OnRecord,
     ) -> list[SampleRecord]:
-        methods = find_methods(self._names())
+        methods = self._methods
         plain = [method for method in methods if method.match is None]
         matched = [method for method in methods if method.match is not None]
         records = self._run_methods(problems, plain, done, on_record, {})

@@ -18,7 +18,7 @@ from lightthinker.compression import CompressionConfig
 from lightthinker.engine.policy import CachePolicy
 from lightthinker.errors import RequestError, suggestion
 from lightthinker.policies.h2o import H2O
-from lightthinker.policies.own import file_sha256, is_own, load_policy
+from lightthinker.policies.own import is_own, load_policy
 from lightthinker.policies.r_kv import RKV
 from lightthinker.policies.random_eviction import RandomEviction
 from lightthinker.policies.sepllm import SepLLM
@@ -187,7 +187,11 @@ def resolve_method(text: str) -> ResolvedMethod:
             settings={**method.options, **changes},
             trained_as=method.method,
         )
-    policy_class = load_policy(name) if is_own(name) else POLICIES[name]
+    file_sha256: str | None
+    if is_own(name):
+        policy_class, file_sha256 = load_policy(name)
+    else:
+        policy_class, file_sha256 = POLICIES[name], None
     hints = get_type_hints(policy_class)
     fields = {f.name: hints[f.name] for f in dataclasses.fields(policy_class)}
     policy = policy_class(**_converted(name, options, fields))
@@ -196,7 +200,7 @@ def resolve_method(text: str) -> ResolvedMethod:
         compression=False,
         policy=policy,
         settings=dataclasses.asdict(policy),
-        file_sha256=file_sha256(name) if is_own(name) else None,
+        file_sha256=file_sha256,
     )
 
 

@@ -142,7 +142,10 @@ def make_plan(recipe: Recipe, *, num_gpus: int = 1) -> Plan:
         optimizer_gb=0.0 if offload else 8 * size.num_trainable / shards / 1e9,
         activations_gb=_activation_bytes(recipe, size, tokens, sharded=sharded) / 1e9,
         logits_gb=_logits_bytes(
-            size, min(chunk or tokens, tokens), compiled=bool(chunk) and recipe.model.compile
+            size,
+            min(chunk or tokens, tokens),
+            compiled=bool(chunk) and recipe.model.compile,
+            has_teacher=recipe.loss.distillation > 0,
         )
         / 1e9,
         backward_gb=_backward_bytes(recipe, size, tokens, sharded=sharded) / 1e9,
@@ -280,16 +283,16 @@ def _activation_bytes(recipe: Recipe, size: ModelSize, tokens: int, *, sharded: 
     return (layer + copies) * size.num_layers + ends
 
 
-def _logits_bytes(size: ModelSize, tokens: int, *, compiled: bool) -> float:
+def _logits_bytes(size: ModelSize, tokens: int, *, compiled: bool, has_teacher: bool) -> float:
     """Bytes of the loss at its fullest.
 
-    Compiled: logits and their gradient in bf16. Else log-probabilities and two gradients in
-    float32. Of the head's weights a bf16 copy and a gradient, which adapters of single rows need
-    as well.
+    Compiled: logits and their gradient in bf16, and a teacher's logits. Else log-probabilities and
+    two gradients in float32. Of the head's weights a bf16 copy and a gradient, which adapters of
+    single rows need as well.
     """
     weights = size.vocab_size * size.hidden_size
     is_trained = size.num_trainable > weights
-    each = 4.0 if compiled else 12.0
+    each = (6.0 if has_teacher else 4.0) if compiled else 12.0
     return each * tokens * size.vocab_size + (6 if is_trained else 4) * weights
 
 

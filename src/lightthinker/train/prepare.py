@@ -35,9 +35,12 @@ from lightthinker.train.recipe import Recipe, TraceSource
 
 ROWS_FILE = "rows.safetensors"
 SUMMARY_FILE = "summary.json"
-ROWS_FORMAT = 2
+ROWS_FORMAT = 3
 """Changes when rows of an older version can no longer be used."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
 NUM_OPEN_ROWS = 256
 """Rows that wait for a fitting example while packing."""
 
@@ -184,8 +187,10 @@ def fingerprint(recipe: Recipe) -> str:
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
-    for source in recipe.data.sources:
-        file = Path(source.path)
+    files = [Path(source.path) for source in recipe.data.sources]
+    if recipe.model.gguf_file is not None and recipe.model.tokenizer is None:
+        files.append(folder / recipe.model.gguf_file)
+    for file in files:
         if file.is_file():
             digest.update(f"{file.stat().st_size}/{file.stat().st_mtime_ns}".encode())
     return digest.hexdigest()
