@@ -47,7 +47,7 @@ PROMPT_ROWS = 40
 
 
 class Shape(NamedTuple):
-    """A layer's attention; `steps` are numbers of decoding sequences, 0 for a prompt beside one."""
+    """A layer's attention; `steps` are numbers of decoding sequences, -n for n beside a prompt, 0 for 1."""
 
     heads: int
     kv_heads: int
@@ -65,7 +65,7 @@ class Shape(NamedTuple):
 SHAPES = {
     "Qwen2.5-1.5B": Shape(12, 2, 128, steps=(1, 0)),
     "Qwen2.5-7B": Shape(28, 4, 128, steps=(128,)),
-    "Llama-8B": Shape(32, 8, 128, steps=(128,)),
+    "Llama-8B": Shape(32, 8, 128, steps=(128, -128)),
     "Gemma2-9B": Shape(16, 8, 256, window=4096, softcap=50.0, steps=(1, 0)),
     "Gemma2-9B fp32": Shape(16, 8, 256, window=4096, softcap=50.0, dtype=FP32),
     "groups of 1 fp16": Shape(4, 4, 64, dtype=FP16),
@@ -100,14 +100,16 @@ def attend(case: AttentionCase, shape: Shape) -> None:
 def attention_cases() -> Iterator[Case]:
     for model, shape in SHAPES.items():
         for batch in shape.steps:
-            sequences = [(3, 1)] * batch or [(PROMPT_ROWS, PROMPT_ROWS), (3, 1)]
+            prompt = [(PROMPT_ROWS, PROMPT_ROWS)] if batch <= 0 else []
+            sequences = prompt + [(3, 1)] * (abs(batch) or 1)
             case = attention_case(
                 sequences, num_heads=shape.heads, num_kv_heads=shape.kv_heads, key_dim=shape.dim,
                 value_dim=shape.value_dim, page_size=shape.page_size, dtype=shape.dtype,
             )  # fmt: skip
             size = max(shape.dim, shape.value_dim or 0), shape.dtype.itemsize
-            config = rows_config(*size, (batch or 1) * shape.kv_heads, NUM_MULTIPROCESSORS)
-            step = f"batch {batch}" if batch else "with a prompt"
+            config = rows_config(*size, (abs(batch) or 1) * shape.kv_heads, NUM_MULTIPROCESSORS)
+            step = f"batch {abs(batch)}" if batch else "one sequence"
+            step += " with a prompt" if prompt else ""
             launch = partial(attend, case, shape)
             yield Case(f"{model} {step}", launch, config.num_programs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,7 @@ def test_results_name_device_versions_command_and_seed(file):
     results = json.loads(file.read_text())
     for key in ("device", "versions", "command", "seed"):
         assert key in results, key
+    assert not re.search(r"[ =]/\w", results["command"]), "a path of the machine that ran it"
     if file.stem in BENCHMARKS:
         assert all(BENCHMARKS[file.stem] <= row.keys() for row in results["rows"])
         assert "--smoke" not in results["command"]
