@@ -47,7 +47,10 @@ PROMPT_ROWS = 40
 
 
 class Shape(NamedTuple):
-    """A layer's attention; `steps` are numbers of decoding sequences, -n for n beside a prompt, 0 for 1."""
+    """A layer's attention.
+
+    `steps` are numbers of decoding sequences: n alone, -n beside a prompt, 0 for one beside it.
+    """
 
     heads: int
     kv_heads: int
