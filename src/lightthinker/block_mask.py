@@ -1,14 +1,14 @@
 """Which 128 x 128 blocks of a mask FlexAttention visits, found without the dense mask.
 
-Under plain lifetimes keys are sorted by when they expire. Gists, which live long, lie among the
-thoughts' tokens, which do not: in the order of the text nearly every block of keys holds a gist or
-two, and a later query visits it for their sake. Sorted, a thought's tokens are together, and so is
-all that outlives them: half to a quarter of the blocks are left. Attention does not mind the order
-of keys; the mask compares original places.
+Where the model's own mask is plainly causal, keys are sorted by when they expire. Gists, which live
+long, lie among the thoughts' tokens, which do not: in the order of the text nearly every block of
+keys holds a gist or two, and a later query visits it for their sake. Sorted, a thought's tokens are
+together, and so is all that outlives them: the longer the row, the fewer blocks are left.
+Attention does not mind the order of keys; the mask compares original places.
 
 The blocks are exactly those that torch's `create_block_mask` finds, in the same order, so kernels
-add in the same order; but memory grows with (S / 128) squared. Any other mask is looked at in
-strips of 128 queries. Shape legend: B rows, S tokens, N blocks in a row. Knows no models.
+add in the same order; but memory grows with (S / 128) squared. Of plain lifetimes they follow from
+the sorted expiries; any other mask is looked at in strips of 128 queries. Shape legend: B rows, S tokens, N blocks in a row. Knows no models.
 """
 
 from __future__ import annotations
