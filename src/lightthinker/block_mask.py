@@ -8,7 +8,8 @@ Attention does not mind the order of keys; the mask compares original places.
 
 The blocks are exactly those that torch's `create_block_mask` finds, in the same order, so kernels
 add in the same order; but memory grows with (S / 128) squared. Of plain lifetimes they follow from
-the sorted expiries; any other mask is looked at in strips of 128 queries. Shape legend: B rows, S tokens, N blocks in a row. Knows no models.
+the sorted expiries; any other mask is looked at in strips of 128 queries. Shape legend: B rows, S
+tokens, N blocks in a row. Knows no models.
 """
 
 from __future__ import annotations
