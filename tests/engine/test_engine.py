@@ -223,6 +223,24 @@ def test_position_limit_counts_gists_and_finishes_as_length():
         engine.add_request("long", [5] * 40)
 
 
+def test_memory_too_small_for_one_sequence_is_told_or_ends_it():
+    """A prompt that fills the pool is refused; an answer that does ends, and hurts nobody else."""
+    config = EngineConfig(num_kv_tokens=64, page_size=16)
+    engine = LLMEngine(tiny_model("qwen2"), byte_tokenizer(), None, config=config)
+    with pytest.raises(RequestError, match="64 tokens and the KV pool holds 64; raise num_kv"):
+        engine.add_request("prompt", [5] * 64)
+    for name, max_tokens in (("long", 1000), ("short", 10)):
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
+        engine.add_request(name, [5] * 20, params, stream=False)
+    outputs = {name: output.outputs[0] for name, output in finish(engine).items()}
+    assert {name: output.finish_reason for name, output in outputs.items()} == {
+        "long": "length", "short": "length",
+    }  # fmt: skip
+    assert len(outputs["long"].token_ids) == 64 - 20 + 1
+    assert len(outputs["short"].token_ids) == 10
+    assert engine.pool.allocator.num_used == 0
+
+
 def scripted_output(text, **params):
     engine = make_engine()
     ids = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
